@@ -1,0 +1,64 @@
+# Development tasks. `make help` lists them; PYTHON=... chooses the interpreter, ARGS=... goes to pytest.
+
+PYTHON   ?= python3
+VENV     ?= .venv
+VERSIONS ?= 3.11 3.12 3.13
+ARGS     ?=
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help test check format pytest unit kvm guests all-pythons clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
+	    printf '  %-12s %s\n' "$$target" "$$does"; done
+
+test: check pytest  ## every check and every test; makes .venv first
+
+check: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format, and mend what the linter can mend by itself
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+pytest: $(STAMP)  ## every test, no other check
+	$(BIN)/pytest $(ARGS)
+
+unit: $(STAMP)  ## the tests that need no KVM
+	$(BIN)/pytest tests/unit $(ARGS)
+
+kvm: $(STAMP)  ## the tests that need /dev/kvm
+	$(BIN)/pytest tests/kvm $(ARGS)
+
+guests:  ## assemble the guest programs anew (needs binutils)
+	$(PYTHON) tools/build_guests.py
+
+# A name on PATH may be a pyenv shim that refuses to run, and Debian's Python may lack venv: try before use.
+all-pythons:  ## the tests on each of Python 3.11, 3.12 and 3.13 that is installed
+	@failed= ; passed= ; missing= ; \
+	for version in $(VERSIONS); do \
+	    python= ; \
+	    for candidate in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
+	        if "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then python=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then missing="$$missing $$version"; continue; fi; \
+	    echo "== Python $$version ($$python)"; \
+	    if $(MAKE) --no-print-directory pytest PYTHON="$$python" VENV=.venv-$$version; \
+	    then passed="$$passed $$version"; else failed="$$failed $$version"; fi; \
+	done; \
+	echo "== passed:$${passed:- none}; failed:$${failed:- none}; not found:$${missing:- none}"; \
+	[ -z "$$failed" ] && [ -n "$$passed" ]
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,84 @@
+"""Plan: what to put where in guest memory, and how each vCPU starts. Pure data."""
+
+from __future__ import annotations
+
+from ..errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Sequence
+
+    from ..x86.start import StartState
+
+
+class Target:
+    """The machine that an image is to boot on.
+
+    `ranges`: RAM as (start, end) pairs of guest physical addresses, the first one from 0 and below 4 GiB.
+    `vcpus`: how many starting states are wanted. `start`: who starts, "all" or "bsp", or None for the format's own
+    way. `mode`, `load`, `entry`: for flat images; None for the default.
+    """
+
+    __slots__ = ("entry", "load", "mode", "ranges", "start", "vcpus")
+
+    def __init__(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        vcpus: int,
+        *,
+        start: str | None = None,
+        mode: str | None = None,
+        load: int | None = None,
+        entry: int | None = None,
+    ) -> None:
+        self.ranges = ranges
+        self.vcpus = vcpus
+        self.start = start
+        self.mode = mode
+        self.load = load
+        self.entry = entry
+
+    def holds(self, address: int, length: int) -> bool:
+        """Tell whether `length` bytes at `address` are RAM."""
+        return any(start <= address and address + length <= end for start, end in self.ranges)
+
+
+class Plan:
+    """The answer of a loader.
+
+    `format`: its name. `segments`: (guest physical address, bytes) pairs. `starts`: one StartState per vCPU, None for
+    one that waits for INIT-SIPI-SIPI. `irqchip`: what the format needs unless told otherwise.
+    """
+
+    __slots__ = ("format", "irqchip", "segments", "starts")
+
+    def __init__(
+        self,
+        format: str,
+        segments: Sequence[tuple[int, bytes]],
+        starts: Sequence[StartState | None],
+        irqchip: str,
+    ) -> None:
+        self.format = format
+        self.segments = segments
+        self.starts = starts
+        self.irqchip = irqchip
+
+
+class Free:
+    """Finds room in RAM for what a guest is given beside its image, from `top` down, around what is used."""
+
+    def __init__(self, top: int, used: Sequence[tuple[int, int]]) -> None:
+        self.top = top
+        self.used = sorted(used, reverse=True)
+
+    def take(self, size: int, align: int, what: str) -> int:
+        """Return the address of `size` bytes at a multiple of `align`, never page 0; raise ImageError without room."""
+        address = (self.top - size) // align * align
+        for start, end in self.used:
+            if start < address + size and address < end:
+                address = (start - size) // align * align
+        if address < 0x1000:
+            raise ImageError(f"no room for {what} ({size} bytes) beside the image; give the guest more memory")
+        self.top = address
+        return address

@@ -1,0 +1,55 @@
+"""Ports through which guests talk to whoever develops them: a console and an exit status."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable
+
+CONSOLE_PORT = 0xE9
+EXIT_PORT = 0xF4
+
+
+class DebugConsole:
+    """The port 0xE9 console of Bochs: it emits every byte written, and reads say 0xE9: it is there.
+
+    `out` is called in the thread of the vCPU that writes, by several threads at once when several write.
+    """
+
+    __slots__ = ("_out",)
+    name = "debug console"
+    LENGTH = 1
+
+    def __init__(self, out: Callable[[bytes], object]) -> None:
+        self._out = out
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return the signature by which guests detect the console."""
+        return b"\xe9" * size
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Emit all bytes of an access of any width."""
+        self._out(data)
+
+
+class DebugExit:
+    """QEMU's isa-debug-exit with iosize 4: a write of v ends the machine with exit status (v << 1) | 1.
+
+    The status is cut to the 8 bits that a process has; it is always odd. Every write calls `exit`, in the
+    thread of the vCPU that writes: the callee decides what a second one means.
+    """
+
+    __slots__ = ("_exit",)
+    name = "debug exit"
+    LENGTH = 4
+
+    def __init__(self, exit: Callable[[int], object]) -> None:
+        self._exit = exit
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return zeros, as QEMU does."""
+        return bytes(size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Ask for the end of the machine, at whichever offset and width."""
+        self._exit((int.from_bytes(data, "little") << 1 | 1) & 0xFF)

@@ -1,0 +1,128 @@
+"""Where a guest asks a PC for a reset: the keyboard controller and the reset control register."""
+
+from __future__ import annotations
+
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable
+
+    from .bus import Bus, Region
+
+DATA_PORT = 0x60
+COMMAND_PORT = 0x64
+RESET_CONTROL_PORT = 0xCF9
+
+# Status register (Intel 8042, read of port 0x64)
+STATUS_OUTPUT_FULL = 0x01  # a byte for the guest waits in port 0x60
+STATUS_SYSTEM = 0x04  # the self test has passed
+STATUS_COMMAND = 0x08  # the last byte was written to port 0x64
+STATUS_UNLOCKED = 0x10
+
+READ_COMMAND_BYTE = 0x20
+WRITE_COMMAND_BYTE = 0x60
+READ_OUTPUT_PORT = 0xD0
+WRITE_OUTPUT_PORT = 0xD1
+PULSE_OUTPUT_PORT = 0xF0  # to 0xFF: the bits that are clear are pulsed low
+OUTPUT_RESET = 0x01  # bit 0 of the output port: low holds the processor in reset
+
+# Commands that answer at once with a byte: boot code waits for these answers without a time limit.
+_ANSWERS = {
+    READ_OUTPUT_PORT: 0xCF,  # reset high, A20 open: what code that opens A20 looks for
+    0xAA: 0x55,  # self test: passed
+    0xAB: 0x01,  # keyboard interface test: clock line stuck low, there is no keyboard
+}
+
+
+class KeyboardController:
+    """An 8042 without a keyboard: enough to reset the machine, and for the wait loops of boot code to end.
+
+    The input buffer is always empty. `reset` is called in the thread of the vCPU that asks.
+    Threads: `_lock` guards the registers; it is not held during `reset`.
+    """
+
+    __slots__ = ("_command", "_command_byte", "_lock", "_output", "_reset")
+    name = "keyboard controller"
+
+    def __init__(self, reset: Callable[[], object]) -> None:
+        self._reset = reset
+        self._lock = threading.Lock()
+        self._command = 0  # the last command, while it waits for its data byte
+        self._command_byte = STATUS_SYSTEM
+        self._output: int | None = None  # the output buffer
+
+    def attach_to(self, bus: Bus) -> tuple[Region, Region]:
+        """Claim ports 0x60 and 0x64, and not those between: 0x61 is another device's."""
+        return (
+            bus.claim(DATA_PORT, 1, read=self._read_data, write=self._write_data, name=self.name),
+            bus.claim(COMMAND_PORT, 1, read=self._read_status, write=self._write_command, name=self.name),
+        )
+
+    def _read_data(self, initiator: object, offset: int, size: int) -> bytes:
+        with self._lock:
+            value, self._output = self._output or 0, None
+        return bytes((value,)).ljust(size, b"\xff")
+
+    def _read_status(self, initiator: object, offset: int, size: int) -> bytes:
+        with self._lock:
+            full = 0 if self._output is None else STATUS_OUTPUT_FULL
+        return bytes((STATUS_UNLOCKED | STATUS_COMMAND | STATUS_SYSTEM | full,)).ljust(size, b"\xff")
+
+    def _write_data(self, initiator: object, offset: int, data: bytes) -> None:
+        with self._lock:
+            command, self._command = self._command, 0
+            if command == WRITE_COMMAND_BYTE:
+                self._command_byte = data[0]
+        if command == WRITE_OUTPUT_PORT and not data[0] & OUTPUT_RESET:
+            self._reset()
+
+    def _write_command(self, initiator: object, offset: int, data: bytes) -> None:
+        command = data[0]
+        with self._lock:
+            self._command = command
+            if command == READ_COMMAND_BYTE:
+                self._output = self._command_byte
+            elif command in _ANSWERS:
+                self._output = _ANSWERS[command]
+        if command >= PULSE_OUTPUT_PORT and not command & OUTPUT_RESET:
+            self._reset()
+
+
+# Reset control register (Intel PIIX3; ICH10, 13.7.5)
+RESET_SYSTEM = 0x02  # hard instead of soft reset
+RESET_CPU = 0x04  # its rising edge starts the reset
+RESET_FULL = 0x08  # ICH: with a power cycle
+
+
+class ResetControl:
+    """The reset control register at port 0xCF9: a rising edge of bit 2 resets.
+
+    The other bits say how thoroughly; here every kind is the same. `reset` is called in the thread of the
+    vCPU that asks.
+    Threads: `_lock` guards the register; it is not held during `reset`.
+    """
+
+    __slots__ = ("_lock", "_reset", "_value")
+    name = "reset control"
+    LENGTH = 1
+
+    def __init__(self, reset: Callable[[], object]) -> None:
+        self._reset = reset
+        self._lock = threading.Lock()
+        self._value = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return the bits written last, without the reserved ones."""
+        with self._lock:
+            value = self._value
+        return bytes((value,)).ljust(size, b"\xff")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store the register and start a reset when bit 2 rises."""
+        value = data[0] & (RESET_SYSTEM | RESET_CPU | RESET_FULL)
+        with self._lock:
+            rising = value & ~self._value
+            self._value = value
+        if rising & RESET_CPU:
+            self._reset()

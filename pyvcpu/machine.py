@@ -1,0 +1,341 @@
+"""Machine: memory, processors and the devices of a small PC, wired together."""
+
+from __future__ import annotations
+
+import sys
+
+from . import boot
+from .devices.bus import MMIO_SIZE, PORTS_SIZE, Bus
+from .devices.debug import CONSOLE_PORT, EXIT_PORT, DebugConsole, DebugExit
+from .devices.reset import RESET_CONTROL_PORT, KeyboardController, ResetControl
+from .devices.serial import COM1, Serial
+from .errors import ConfigError, StateError
+from .kvm.abi import basic as abi
+from .kvm.errors import KvmError
+from .kvm.system import DEVICE, Kvm
+from .memory import PAGE, GuestMemory
+from .outcome import Outcome
+from .vcpu import Accel, Command, Vcpu, current_cpu
+from .vcpu.states import NO_THREAD
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    import os
+    from collections.abc import Callable
+    from typing import Self
+
+    from .boot import Plan
+    from .devices.bus import Region
+    from .exits import ExitEvent
+
+    Image = bytes | bytearray | str | os.PathLike[str]
+
+IRQCHIPS = ("none", "kernel", "split")
+# Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
+IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
+IOAPIC_PINS = 24
+REQUIRED = {
+    "KVM_CAP_USER_MEMORY": (abi.KVM_CAP_USER_MEMORY, "Linux 2.6.24"),
+    "KVM_CAP_EXT_CPUID": (abi.KVM_CAP_EXT_CPUID, "Linux 2.6.26"),
+    "KVM_CAP_IMMEDIATE_EXIT": (abi.KVM_CAP_IMMEDIATE_EXIT, "Linux 4.13"),
+    "KVM_CAP_SYNC_REGS": (abi.KVM_CAP_SYNC_REGS, "Linux 4.17"),
+}
+
+
+def to_stdout(data: bytes) -> None:
+    """Write what the guest says to standard output, at once."""
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None:  # a replacement that takes text only
+        sys.stdout.write(data.decode("latin-1"))
+    else:
+        stream.write(data)
+    sys.stdout.flush()
+
+
+class Machine:
+    """A virtual machine with `smp` processors and `memory` bytes of RAM.
+
+    `memory`: a size such as "64M". `irqchip`: none, kernel or split; None for what the image's format needs.
+    `output`: gets the bytes that the guest writes to COM1 and to the debug console, in the thread of the vCPU that
+    writes them. `on_listen`: called once, on such a thread, when the guest first looks for input at COM1; what
+    `machine.com1.receive()` is given before that waits. `kvm`: the device file, or an open Kvm.
+
+    Use it with `with`: it owns threads, memory and file descriptors. Methods are for threads that are no vCPU's, unless
+    they say otherwise. Raises ConfigError, ImageError, KvmError, HostMemoryError, all of them PyvcpuError.
+
+    >>> with Machine(memory="1M", smp=2) as machine:
+    ...     machine.load(bytes([0x97, 0xE6, 0x50, 0xF4]))  # xchg %ax,%di; out %al,$0x50; hlt
+    ...     machine.on_port(0x50, write=lambda vcpu, data: seen.append((vcpu.index, data)))
+    ...     seen = []
+    ...     machine.run(timeout=5)
+    <Outcome halted by vCPU ..., status 0>
+    """
+
+    def __init__(
+        self,
+        memory: str | int = "64M",
+        smp: int = 1,
+        *,
+        irqchip: str | None = None,
+        output: Callable[[bytes], object] = to_stdout,
+        on_listen: Callable[[], object] | None = None,
+        kvm: str | Kvm = DEVICE,
+    ) -> None:
+        if smp < 1:
+            raise ConfigError(f"a machine has at least 1 vCPU, not {smp}")
+        if irqchip not in (None, *IRQCHIPS):
+            raise ConfigError(f"irqchip must be none, kernel or split, not {irqchip!r}")
+        self._irqchip = irqchip
+        self._plan: Plan | None = None
+        self._closers: list[Callable[[], object]] = []  # in order of creation
+        try:
+            self._build(memory, smp, kvm)
+        except BaseException:
+            self._close_all()
+            raise
+        self._add_devices(output, on_listen)
+
+    def _build(self, memory: str | int, smp: int, kvm: str | Kvm) -> None:
+        self.memory = GuestMemory(memory)
+        self._closers.append(self.memory.close)
+        if isinstance(kvm, str):
+            kvm = Kvm(kvm)
+            self._closers.append(kvm.close)
+        self.kvm = kvm
+        _require_capabilities(kvm)
+        _check_smp(kvm, smp)
+        self.vm = kvm.create_vm()
+        self._closers.append(self.vm.close)
+        self.vm.set_identity_map_addr(IDENTITY_MAP)
+        self.vm.set_tss_addr(TSS)
+        self.memory.register(self.vm)
+        self.ports = Bus("port", PORTS_SIZE)
+        self.mmio = Bus("MMIO", MMIO_SIZE)
+        self.accel = Accel(kvm, self.vm, self.memory, self.ports, self.mmio)
+        self.vcpus = tuple(Vcpu(index, self.accel) for index in range(smp))
+        self.accel.vcpus = self.vcpus
+        self._closers.append(self._stop_threads)
+
+    def _add_devices(self, output: Callable[[bytes], object], on_listen: Callable[[], object] | None) -> None:
+        def reset() -> None:
+            self.stop("reset")
+
+        self.com1 = Serial(output, on_listen=on_listen)
+        self.ports.attach(COM1, Serial.LENGTH, self.com1)
+        self.ports.attach(CONSOLE_PORT, 1, DebugConsole(output))
+        self.ports.attach(EXIT_PORT, DebugExit.LENGTH, DebugExit(lambda status: self.stop("exit", status)))
+        self.ports.attach(RESET_CONTROL_PORT, 1, ResetControl(reset))
+        KeyboardController(reset).attach_to(self.ports)
+
+    # What to run.
+
+    def load(
+        self,
+        image: Image,
+        *,
+        format: str | None = None,
+        mode: str | None = None,
+        load: int | None = None,
+        entry: int | None = None,
+        start: str | None = None,
+    ) -> None:
+        """Put `image` (bytes, or the name of a file) into memory, and set how the vCPUs start.
+
+        `format`: flat or bootsector; None to see for itself. `mode`, `load`, `entry`: for flat images, see boot.Target.
+        `start`: all or bsp. Raise ImageError for an image that cannot be booted here, OSError for an unreadable file.
+        """
+        if start not in (None, "all", "bsp"):
+            raise ConfigError(f"start must be all or bsp, not {start!r}")
+        target = boot.Target(
+            [(first, last) for first, last, _ in self.memory.ranges],
+            len(self.vcpus),
+            start=start,
+            mode=mode,
+            load=load,
+            entry=entry,
+        )
+        content = bytes(image) if isinstance(image, (bytes, bytearray)) else read_image(image, self.memory.size)
+        self.load_plan(boot.plan(content, target, format))
+
+    def load_plan(self, plan: Plan) -> None:
+        """Load what a loader planned, or what you made yourself. Before the first start only."""
+        if any(vcpu.state not in NO_THREAD for vcpu in self.vcpus):
+            raise StateError("the vCPUs are started already: load the image before start() or run()")
+        for address, data in plan.segments:
+            self.memory.write(address, data)
+        for vcpu, start in zip(self.vcpus, plan.starts, strict=True):
+            vcpu.start = start
+        self._plan = plan
+
+    def on_port(
+        self,
+        port: int,
+        *,
+        read: Callable[[Vcpu, int], bytes | int] | None = None,
+        write: Callable[[Vcpu, bytes], object] | None = None,
+        name: str = "handler",
+    ) -> Region:
+        """Serve `port`: `read(vcpu, size)` returns `size` bytes or a number, `write(vcpu, data)` takes bytes.
+
+        They run on the thread of the vCPU that made the access; what they raise stops the machine and comes out of
+        run(). A string instruction calls once per element. Raise ConfigError when the port is taken. Any thread.
+        """
+        return self.ports.claim(
+            port,
+            1,
+            read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
+            write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
+            name=name,
+        )
+
+    def on_mmio(
+        self,
+        address: int,
+        length: int,
+        *,
+        read: Callable[[Vcpu, int, int], bytes | int] | None = None,
+        write: Callable[[Vcpu, int, bytes], object] | None = None,
+        name: str = "handler",
+    ) -> Region:
+        """Serve `length` bytes of address space from guest physical `address` on, which is not RAM.
+
+        `read(vcpu, offset, size)` and `write(vcpu, offset, data)` otherwise as in on_port().
+        """
+        for first, last, _ in self.memory.ranges:
+            if address < last and first < address + length:
+                raise ConfigError(
+                    f"MMIO at {address:#x} would lie in RAM, which is {first:#x}-{last - 1:#x}: it would never be asked"
+                )
+        return self.mmio.claim(address, length, read=read, write=write, name=name)
+
+    def on_exit(self, reason: int, handler: Callable[[Vcpu, ExitEvent], object]) -> None:
+        """Call `handler(vcpu, exit)` at exits of `reason` (kvm.abi.Exit), before anything else looks at them.
+
+        True from it: dealt with, run on. Anything else: go on as without it. Before start() only.
+        """
+        if any(vcpu.state not in NO_THREAD for vcpu in self.vcpus):
+            raise StateError("the vCPUs are started already: register exit handlers before start() or run()")
+        self.accel.exit_handlers[int(reason)] = handler
+
+    # Running it.
+
+    def start(self) -> None:
+        """Realize the vCPUs and start their threads; each is created and paused when this returns."""
+        if self._plan is None:
+            raise StateError("there is nothing to run: load() an image first")
+        fresh = [vcpu for vcpu in self.vcpus if vcpu.thread is None]
+        if not self.accel.irqchip:
+            self._create_irqchip(self._irqchip or self._plan.irqchip)
+        for vcpu in fresh:
+            # Without a local APIC nothing can send a SIPI: such a processor waits for good, as a halted one does.
+            vcpu.waits_for_sipi = vcpu.start is None and self.accel.irqchip == "none"
+            vcpu.realize()
+            vcpu.start_vcpu()
+
+    def _create_irqchip(self, kind: str) -> None:
+        if kind == "kernel":
+            self.vm.create_irqchip()
+        elif kind == "split":
+            self.vm.enable_cap(abi.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
+        self.accel.irqchip = kind
+
+    def run(self, timeout: float | None = None) -> Outcome:
+        """Start the machine if need be, let it run to its end or for `timeout` seconds, and pause it.
+
+        Returns how it ended; raises what a handler raised. A machine that has paused can be run on by another call.
+        """
+        self._not_in_handler("run")
+        if all(vcpu.state in NO_THREAD for vcpu in self.vcpus):
+            self.start()
+        try:
+            self.resume()
+            return self.wait(timeout) or Outcome("timeout")
+        finally:
+            self.pause()
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """Wait for the end of a machine that was resumed: None when `timeout` seconds passed first."""
+        self._not_in_handler("wait")
+        return self.accel.wait(timeout)
+
+    def stop(self, reason: str = "stopped", status: int | None = None) -> None:
+        """End the run with an Outcome of this reason and status. Any thread, also from a handler."""
+        self.accel.finish(Outcome(reason, status))
+
+    def resume(self) -> None:
+        """Let all vCPUs run (again), and forget the last outcome. Any thread."""
+        self.accel.rearm()
+        self._post_to_all(Command.RESUME)
+
+    def pause(self, timeout: float | None = None) -> bool:
+        """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first.
+
+        From a handler it only posts the command. KVM has then completed every access: registers and memory are whole.
+        """
+        tickets = self._post_to_all(Command.PAUSE)
+        if current_cpu() is not None:
+            return True
+        return all(vcpu.wait_for(ticket, timeout) for vcpu, ticket in tickets)
+
+    def _post_to_all(self, command: Command) -> list[tuple[Vcpu, int]]:
+        with self.accel.lock:
+            return [(vcpu, vcpu.post_locked(command)) for vcpu in self.vcpus if vcpu.created]
+
+    def unplug(self, index: int) -> None:
+        """Take vCPU `index` out of the running machine; its thread ends."""
+        self.vcpus[index].unplug()
+
+    def plug(self, index: int) -> None:
+        """Put an unplugged vCPU back: it starts anew from its starting state, and runs."""
+        self.vcpus[index].plug()
+
+    # The end.
+
+    def close(self) -> None:
+        """Stop the threads and give everything back, in reverse order; closing again does nothing."""
+        self._not_in_handler("close")
+        self._close_all()
+
+    def _close_all(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+
+    def _stop_threads(self) -> None:
+        self.com1.close()
+        threads = [vcpu.thread for vcpu in self.vcpus]
+        self._post_to_all(Command.UNPLUG)
+        for thread in threads:
+            if thread is not None:
+                thread.join()
+        self.accel.close_parked()
+
+    def _not_in_handler(self, what: str) -> None:
+        if current_cpu() is not None:
+            raise StateError(f"{what}() would wait for the vCPU whose handler calls it; use stop() there")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Machine smp={len(self.vcpus)} memory={self.memory.size >> 10}K>"
+
+
+def read_image(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read an image file; of one that is larger than `limit` bytes, only so much as shows that it is."""
+    with open(path, "rb") as file:
+        return file.read(limit + PAGE)
+
+
+def _require_capabilities(kvm: Kvm) -> None:
+    for name, (cap, since) in REQUIRED.items():
+        if not kvm.check_extension(cap):
+            raise KvmError("KVM_CHECK_EXTENSION", 0, kvm.path, f"this KVM lacks {name}, which came with {since}")
+
+
+def _check_smp(kvm: Kvm, smp: int) -> None:
+    limit = kvm.check_extension(abi.KVM_CAP_MAX_VCPUS) or kvm.check_extension(abi.KVM_CAP_NR_VCPUS) or 4
+    if smp > limit:
+        raise ConfigError(f"this host's KVM runs at most {limit} vCPUs in a machine (KVM_CAP_MAX_VCPUS), not {smp}")

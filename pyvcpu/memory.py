@@ -1,0 +1,166 @@
+"""Guest physical memory: what is RAM, where it lies, and how the host reads and writes it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from .errors import ConfigError, PyvcpuError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from .kvm.vm import VmFd
+
+PAGE = 4096
+FOUR_GIB = 1 << 32
+# The last GiB below 4 GiB is left to devices (local APIC, IOAPIC, reset vector, PCI); RAM goes on above it.
+HOLE = 0xC000_0000
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+class GuestMemoryError(PyvcpuError, IndexError):
+    """An address range that is not wholly guest RAM."""
+
+
+class HostMemoryError(PyvcpuError, MemoryError):
+    """The host does not give this much memory."""
+
+
+def parse_size(text: str | int) -> int:
+    """Return a number of bytes: an integer, or digits with K, M, G or T (powers of 1024; B and iB may follow).
+
+    >>> parse_size("64M"), parse_size("2GiB"), parse_size(4096)
+    (67108864, 2147483648, 4096)
+    """
+    if isinstance(text, int):
+        return text
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    digits = number.rstrip("KMGT")
+    unit = number[len(digits) :]
+    if not (digits.isascii() and digits.isdigit()) or unit not in UNITS:
+        raise ConfigError(f"a size is a number with K, M, G or T behind it, such as 64M or 2G, not {text!r}")
+    return int(digits) << UNITS[unit]
+
+
+def format_size(size: int) -> str:
+    """Return `size` bytes as a person would write it: 64M, 1536K, 4097."""
+    for unit in ("T", "G", "M", "K"):
+        if size and size % (1 << UNITS[unit]) == 0:
+            return f"{size >> UNITS[unit]}{unit}"
+    return str(size)
+
+
+class GuestMemory:
+    """The RAM of one machine, `size` bytes (a multiple of 4 KiB) at guest physical 0, on from 4 GiB past the hole.
+
+    The host backs a page when it is first touched, and page by page (no huge pages), so that no more is resident than
+    the guest used. Any thread may read and write; like the guest's own processors, nobody gets an atomicity that an
+    aligned access of at most 8 bytes would not give.
+
+    >>> memory = GuestMemory("1M")
+    >>> memory.write(0x1000, b"hello")
+    >>> memory.read(0x1000, 5), memory[0x1000], bytes(memory[0x1001:0x1005])
+    (b'hello', 104, b'ello')
+    >>> memory.close()
+    """
+
+    def __init__(self, size: str | int) -> None:
+        self.size = parse_size(size)
+        if self.size <= 0 or self.size % PAGE:
+            raise ConfigError(f"memory must be a positive multiple of 4K, not {size}")
+        try:
+            self._map = mmap.mmap(-1, self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError) as error:
+            raise HostMemoryError(
+                f"the host does not give {format_size(self.size)} of memory ({error}); ask for less with --memory"
+            ) from None
+        self._map.madvise(mmap.MADV_NOHUGEPAGE)
+        self._view = memoryview(self._map)
+        low = min(self.size, HOLE)
+        # (guest physical start, end, offset in the mapping)
+        self.ranges = [(0, low, 0)]
+        if self.size > low:
+            self.ranges.append((FOUR_GIB, FOUR_GIB + self.size - low, low))
+
+    def register(self, vm: VmFd) -> None:
+        """Make the RAM slots 0 and 1 of `vm`; the VM must be closed before this memory."""
+        host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        for slot, (start, end, offset) in enumerate(self.ranges):
+            vm.set_user_memory_region(slot, start, end - start, host + offset)
+
+    @property
+    def end_of_low(self) -> int:
+        """Where the RAM below 4 GiB ends."""
+        return self.ranges[0][1]
+
+    def _offset(self, address: int, length: int) -> int:
+        if length < 0:
+            raise ValueError(f"a length must not be negative, not {length}")
+        for start, end, offset in self.ranges:
+            if start <= address and address + length <= end:
+                return address - start + offset
+        where = " and ".join(f"{start:#x}-{end - 1:#x}" for start, end, _ in self.ranges)
+        raise GuestMemoryError(f"{length} bytes at {address:#x} are not all guest RAM, which is {where}")
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy of `length` bytes at guest physical `address`; raise GuestMemoryError outside RAM."""
+        offset = self._offset(address, length)
+        return self._map[offset : offset + length]
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to guest physical `address`; raise GuestMemoryError, and write nothing, outside RAM."""
+        length = len(data) if isinstance(data, (bytes, bytearray)) else memoryview(data).nbytes
+        offset = self._offset(address, length)
+        self._map[offset : offset + length] = data
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a writable window on guest memory, without a copy.
+
+        `view.cast("I")` makes aligned 32-bit numbers of it. It outlives close(): the host then frees the memory when
+        the last view is gone.
+        """
+        offset = self._offset(address, length)
+        return self._view[offset : offset + length]
+
+    def read_int(self, address: int, size: int = 4) -> int:
+        """Return the little-endian number of `size` bytes at `address`."""
+        return int.from_bytes(self.read(address, size), "little")
+
+    def write_int(self, address: int, value: int, size: int = 4) -> None:
+        """Store `value` as a little-endian number of `size` bytes; raise OverflowError when it does not fit."""
+        self.write(address, value.to_bytes(size, "little"))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: int | slice) -> int | bytes:
+        """`memory[a]` is a byte as a number, `memory[a:b]` the bytes from a to b; addresses are guest physical."""
+        if isinstance(key, slice):
+            return self.read(*self._span(key))
+        return self._map[self._offset(key, 1)]
+
+    def __setitem__(self, key: int | slice, value: int | bytes | bytearray | memoryview) -> None:
+        if not isinstance(key, slice):
+            if not isinstance(value, int):
+                raise TypeError(f"memory[address] takes a number from 0 to 255, not {value!r}")
+            self._map[self._offset(key, 1)] = value
+            return
+        start, length = self._span(key)
+        if isinstance(value, int) or memoryview(value).nbytes != length:
+            raise ValueError(f"memory[{start:#x}:{start + length:#x}] takes exactly {length} bytes")
+        self.write(start, value)
+
+    def _span(self, key: slice) -> tuple[int, int]:
+        if key.step not in (None, 1) or key.start is None or key.stop is None:
+            raise ValueError("a slice of guest memory names both its ends, and no step")
+        if key.stop < key.start:
+            raise ValueError(f"a slice of guest memory must not end ({key.stop:#x}) before it starts ({key.start:#x})")
+        return key.start, key.stop - key.start
+
+    def close(self) -> None:
+        """Give the memory back, or leave that to the last view(); closing again does nothing."""
+        try:
+            self._view.release()
+            self._map.close()
+        except BufferError:
+            pass  # a view is still in use: the mapping goes with it

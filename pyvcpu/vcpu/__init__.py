@@ -1,0 +1,9 @@
+"""The life of a vCPU: one thread per processor, and the handle by which other threads command it."""
+
+from __future__ import annotations
+
+from .accel import Accel as Accel
+from .states import Command as Command
+from .states import State as State
+from .vcpu import Vcpu as Vcpu
+from .vcpu import current_cpu as current_cpu

@@ -1,0 +1,142 @@
+"""Accel: what the vCPUs of one machine share, as KVMState and the big lock are shared in QEMU."""
+
+from __future__ import annotations
+
+import threading
+
+from ..outcome import Outcome
+from .states import Command, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable, Sequence
+    from typing import Any, Protocol
+
+    from ..exits import ExitEvent
+    from ..kvm.cpuid import CpuidTable
+    from ..kvm.system import Kvm
+    from ..kvm.vcpu import VcpuFd
+    from ..kvm.vm import VmFd
+    from ..memory import GuestMemory
+    from .vcpu import Vcpu
+
+    ExitHandler = Callable[[Vcpu, ExitEvent], object]
+
+    class Region(Protocol):
+        """A range of a bus with its handlers, which take the vCPU and an offset into the range."""
+
+        start: int
+        read: Callable[[Any, int, int], bytes | int] | None
+        write: Callable[[Any, int, bytes], object] | None
+
+    class Bus(Protocol):
+        """An address space that answers the guest's accesses; devices.Bus is one."""
+
+        def lookup(self, address: int) -> Region | None: ...
+        def read(self, initiator: object, address: int, size: int) -> bytes: ...
+        def write(self, initiator: object, address: int, data: bytes) -> None: ...
+
+
+class Accel:
+    """One VM and what its vCPU threads need of it.
+
+    `lock` guards, here and in every Vcpu, all that is not said to belong to one thread: states, inboxes, parked fds,
+    the outcome. It is held for moments only, never in KVM_RUN, in a handler or in other people's code.
+    `cpu_cond` is signalled at every change that someone may wait for.
+    """
+
+    def __init__(self, kvm: Kvm, vm: VmFd, memory: GuestMemory, ports: Bus, mmio: Bus) -> None:
+        self.kvm = kvm
+        self.vm = vm
+        self.memory = memory
+        self.ports = ports
+        self.mmio = mmio
+        self.irqchip = ""  # none, kernel or split, once decided; before the first vCPU is started
+        self.run_size = kvm.get_vcpu_mmap_size()
+        self.exit_handlers: dict[int, ExitHandler] = {}
+        self.lock = threading.Lock()
+        self.cpu_cond = threading.Condition(self.lock)
+        self.vcpus: Sequence[Vcpu] = ()
+        self.parked: dict[int, VcpuFd] = {}
+        self.counts = dict.fromkeys(State, 0)
+        self._supported_cpuid: CpuidTable | None = None
+        self._outcome: Outcome | None = None
+        self._failure: BaseException | None = None
+
+    def supported_cpuid(self) -> CpuidTable:
+        """Return what KVM_GET_SUPPORTED_CPUID says, asked once; the table is not to be changed."""
+        if self._supported_cpuid is None:
+            self._supported_cpuid = self.kvm.get_supported_cpuid()
+        return self._supported_cpuid
+
+    def get_vcpu(self, vcpu_id: int) -> tuple[VcpuFd, bool]:
+        """Return the vCPU's fd and whether it was parked by an earlier life (QEMU: kvm_get_vcpu)."""
+        with self.lock:
+            fd = self.parked.pop(vcpu_id, None)
+        return (fd, True) if fd is not None else (self.vm.create_vcpu(vcpu_id), False)
+
+    def park_vcpu(self, vcpu_id: int, fd: VcpuFd) -> None:
+        """Keep the fd of a destroyed vCPU: KVM never creates the same id twice (QEMU: kvm_park_vcpu)."""
+        with self.lock:
+            self.parked[vcpu_id] = fd
+
+    def close_parked(self) -> None:
+        """Close the fds of all unplugged vCPUs."""
+        with self.lock:
+            parked, self.parked = self.parked, {}
+        for fd in parked.values():
+            fd.close()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Stop every vCPU; the first outcome of a run is the one that counts. Any thread, also in a handler."""
+        from .vcpu import current_cpu
+
+        if outcome.vcpu is None:
+            outcome.vcpu = current_cpu()
+        with self.lock:
+            self.finish_locked(outcome)
+
+    def fail(self, failure: BaseException) -> None:
+        """Stop every vCPU; `failure` is raised in whoever waits for the machine."""
+        with self.lock:
+            if self._failure is None:
+                self._failure = failure
+            self.finish_locked(Outcome("failed", 1))
+
+    def finish_locked(self, outcome: Outcome) -> None:
+        """Do what finish() does, with the lock held."""
+        if self._outcome is None:
+            self._outcome = outcome
+            for vcpu in self.vcpus:
+                if vcpu.created:
+                    vcpu.post_locked(Command.PAUSE)
+            self.cpu_cond.notify_all()
+
+    def changed_state(self, vcpu: Vcpu, old: State, new: State) -> None:
+        """Keep count, with the lock held, and see the machine's end: every vCPU is halted, none is left to wake it."""
+        self.counts[old] -= 1
+        self.counts[new] += 1
+        self.cpu_cond.notify_all()
+        counts = self.counts
+        if (
+            new in (State.HALTED, State.UNPLUGGED)
+            and counts[State.HALTED]
+            and not counts[State.RUNNING] + counts[State.STARTING] + counts[State.PAUSED] + counts[State.LEAVING]
+            and not counts[State.PAUSED_HALTED]
+        ):
+            self.finish_locked(Outcome("halted", vcpu=vcpu))
+
+    def rearm(self) -> None:
+        """Forget the outcome of the last run."""
+        with self.lock:
+            self._outcome = self._failure = None
+
+    def wait(self, timeout: float | None) -> Outcome | None:
+        """Wait at most `timeout` seconds for the machine's end: return its outcome, or raise what a handler raised."""
+        with self.lock:
+            self.cpu_cond.wait_for(lambda: self._outcome is not None, timeout)
+            failure, self._failure = self._failure, None
+            outcome = self._outcome
+        if failure is not None:
+            raise failure
+        return outcome

@@ -1,0 +1,130 @@
+"""Assemble the guest programs: each *.S of the examples and the tests into the flat *.bin beside it.
+
+The first line of a source gives its format, the mode it starts in and the address it is linked at:
+`# flat real 0x1000` (or `protected`, or `long`), or `# bootsector 0x7c00`. Needs GNU as, ld and objcopy.
+
+    python tools/build_guests.py            # build them all
+    python tools/build_guests.py --check    # build them elsewhere, compare, write nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("examples/images", "tests/guests")
+TOOLS = ("as", "ld", "objcopy")
+PAGE_SIZE = 4096
+SECTOR_SIZE = 512
+
+# One section at one address: everything lies in the source's order, and nothing is left out in silence.
+LINKER_SCRIPT = """
+SECTIONS {{
+    .text {address:#x} : {{ *(.text) }}
+    .data : {{ *(.data) }}
+    .bss : {{ *(.bss) }}
+    /DISCARD/ : {{ *(.note*) }}
+}}
+ASSERT(SIZEOF(.data) + SIZEOF(.bss) == 0, "everything in a guest belongs in .text")
+"""
+
+
+class GuestError(Exception):
+    """A source that cannot be built, in words for the user."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first line of a source says."""
+
+    format: str  # "flat" or "bootsector"
+    mode: str  # "real", "protected" or "long"
+    address: int  # where it is linked and loaded
+
+    @property
+    def bits(self) -> int:
+        """Return 64 for long mode, else 32: for as, 16-bit code is 32-bit code after `.code16`."""
+        return 64 if self.mode == "long" else 32
+
+
+def sources(root: Path = ROOT) -> list[Path]:
+    """Return every guest source below `root`, in a fixed order."""
+    return sorted(path for folder in FOLDERS for path in (root / folder).glob("*.S"))
+
+
+def parse_header(line: str) -> Header:
+    """Read a source's first line; raises GuestError when it is not one of the four forms."""
+    with contextlib.suppress(ValueError):
+        match line.removeprefix("#").split():
+            case ["flat", ("real" | "protected" | "long") as mode, address]:
+                return Header("flat", mode, int(address, 0))
+            case ["bootsector", address]:
+                return Header("bootsector", "real", int(address, 0))
+    raise GuestError(f"the first line must read like '# flat real 0x1000', not {line!r}")
+
+
+def check_image(header: Header, image: bytes) -> None:
+    """Raise GuestError when `image` does not fit its format."""
+    if header.format == "bootsector" and (len(image) != SECTOR_SIZE or image[-2:] != b"\x55\xaa"):
+        found = f"{len(image)} and {image[-2:].hex(' ')}"
+        raise GuestError(f"a boot sector must be 512 bytes and end with 55 aa, not {found}")
+    if not 0 < len(image) <= PAGE_SIZE:
+        raise GuestError(f"a guest must have 1 to {PAGE_SIZE} bytes, not {len(image)}")
+
+
+def run(*command: str) -> None:
+    """Run one tool; raises GuestError with what it said when it fails or warns."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or done.stderr:
+        raise GuestError(f"{command[0]}: {done.stderr.strip() or f'status {done.returncode}'}")
+
+
+def build(source: Path) -> bytes:
+    """Return the image of one source. The same source gives the same bytes on every machine."""
+    with source.open(encoding="utf-8") as file:
+        header = parse_header(file.readline().rstrip("\n"))
+    with tempfile.TemporaryDirectory() as folder:
+        script, assembled, linked, flat = (f"{folder}/guest.{end}" for end in ("ld", "o", "elf", "bin"))
+        Path(script).write_text(LINKER_SCRIPT.format(address=header.address), encoding="utf-8")
+        run("as", f"--{header.bits}", "--fatal-warnings", "-o", assembled, str(source))
+        machine = "elf_x86_64" if header.bits == 64 else "elf_i386"
+        run("ld", "-m", machine, "-e", "_start", "--build-id=none", "-T", script, "-o", linked, assembled)
+        run("objcopy", "-O", "binary", linked, flat)
+        image = Path(flat).read_bytes()
+    check_image(header, image)
+    return image
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build or check every guest; returns 1 when one fails or differs."""
+    parser = argparse.ArgumentParser(description="Assemble the guest programs.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a .bin differs")
+    check = parser.parse_args(arguments).check
+    status = 0
+    for source in sources():
+        target, name = source.with_suffix(".bin"), source.relative_to(ROOT)
+        try:
+            image = build(source)
+        except (GuestError, FileNotFoundError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+            continue
+        if target.exists() and target.read_bytes() == image:
+            continue
+        if check:
+            print(f"{name}: {target.name} is not what the source gives; run `make guests`", file=sys.stderr)
+            status = 1
+        else:
+            target.write_bytes(image)
+            print(f"{name}: {len(image)} bytes")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
