@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 if __name__ == "__main__":
@@ -11,4 +12,10 @@ if __name__ == "__main__":
         status = main()
     except KeyboardInterrupt:  # before the command could catch it
         status = 130
-    sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # closed, or its reader has gone
+    # The kernel takes everything back; the interpreter's own tidying up would take 2 ms, a tenth of a small boot.
+    os._exit(status)

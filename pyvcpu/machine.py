@@ -15,7 +15,7 @@ from .kvm.errors import KvmError
 from .kvm.system import DEVICE, Kvm
 from .memory import PAGE, GuestMemory
 from .outcome import Outcome
-from .vcpu import Accel, Command, Vcpu, current_cpu
+from .vcpu import Accel, Command, State, Vcpu, current_cpu
 from .vcpu.states import NO_THREAD
 
 TYPE_CHECKING = False
@@ -223,7 +223,7 @@ class Machine:
         """Realize the vCPUs and start their threads; each is created and paused when this returns."""
         if self._plan is None:
             raise StateError("there is nothing to run: load() an image first")
-        fresh = [vcpu for vcpu in self.vcpus if vcpu.thread is None]
+        fresh = [vcpu for vcpu in self.vcpus if vcpu.state is State.REALIZED]
         if not self.accel.irqchip:
             self._create_irqchip(self._irqchip or self._plan.irqchip)
         for vcpu in fresh:
@@ -240,13 +240,12 @@ class Machine:
         self.accel.irqchip = kind
 
     def run(self, timeout: float | None = None) -> Outcome:
-        """Start the machine if need be, let it run to its end or for `timeout` seconds, and pause it.
+        """Start the vCPUs that are not yet, let it run to its end or for `timeout` seconds, and pause it.
 
         Returns how it ended; raises what a handler raised. A machine that has paused can be run on by another call.
         """
         self._not_in_handler("run")
-        if all(vcpu.state in NO_THREAD for vcpu in self.vcpus):
-            self.start()
+        self.start()
         try:
             self.resume()
             return self.wait(timeout) or Outcome("timeout")
@@ -265,28 +264,24 @@ class Machine:
     def resume(self) -> None:
         """Let all vCPUs run (again), and forget the last outcome. Any thread."""
         self.accel.rearm()
-        self._post_to_all(Command.RESUME)
+        self.accel.post_to_all(Command.RESUME)
 
     def pause(self, timeout: float | None = None) -> bool:
         """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first.
 
         From a handler it only posts the command. KVM has then completed every access: registers and memory are whole.
         """
-        tickets = self._post_to_all(Command.PAUSE)
+        tickets = self.accel.post_to_all(Command.PAUSE)
         if current_cpu() is not None:
             return True
         return all(vcpu.wait_for(ticket, timeout) for vcpu, ticket in tickets)
-
-    def _post_to_all(self, command: Command) -> list[tuple[Vcpu, int]]:
-        with self.accel.lock:
-            return [(vcpu, vcpu.post_locked(command)) for vcpu in self.vcpus if vcpu.created]
 
     def unplug(self, index: int) -> None:
         """Take vCPU `index` out of the running machine; its thread ends."""
         self.vcpus[index].unplug()
 
     def plug(self, index: int) -> None:
-        """Put an unplugged vCPU back: it starts anew from its starting state, and runs."""
+        """Put an unplugged vCPU back: it starts anew from its starting state, and runs if the machine does."""
         self.vcpus[index].plug()
 
     # The end.
@@ -298,12 +293,13 @@ class Machine:
 
     def _close_all(self) -> None:
         while self._closers:
-            self._closers.pop()()
+            self._closers[-1]()  # each can be called again: a Ctrl-C in the middle leaves it for the next close()
+            self._closers.pop()
 
     def _stop_threads(self) -> None:
         self.com1.close()
         threads = [vcpu.thread for vcpu in self.vcpus]
-        self._post_to_all(Command.UNPLUG)
+        self.accel.post_to_all(Command.UNPLUG)
         for thread in threads:
             if thread is not None:
                 thread.join()

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
-from .. import __version__
 from ..errors import ConfigError, ImageError, PyvcpuError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Sequence
-    from typing import NoReturn
+    from types import ModuleType
 
+COMMANDS = ("boot", "info")
 USAGE, NO_KVM, INTERRUPTED = 2, 4, 130
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; `argv` defaults to the program's arguments."""
     _hold_standard_fds()
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = _parser().parse_args(argv)
-        status: int = options.run(options)
-        return status
+        return _run(arguments)
     except SystemExit as end:  # of argparse: --help, or a usage error
         return end.code if isinstance(end.code, int) else USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # who read our output has gone
+        return 0
     except (ConfigError, ImageError) as error:
         return complain(error, USAGE)
     except PyvcpuError as error:
         return complain(error, NO_KVM)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from .options import quick_parse
+
+    if arguments and arguments[0] in COMMANDS:
+        command = load(arguments[0])
+        options = quick_parse(command.OPTIONS, arguments[1:])
+        if options is not None:
+            return int(command.run(options))
+    from .parser import parse
+
+    name, namespace = parse(arguments)
+    return int(load(name).run(namespace))
+
+
+def load(command: str) -> ModuleType:
+    """Import the module of a command; the others are not loaded."""
+    from importlib import import_module
+
+    return import_module(f"{__name__}.{command}")
 
 
 def _hold_standard_fds() -> None:
@@ -64,19 +77,3 @@ def say(line: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass
-
-
-def _parser() -> Parser:
-    from . import boot, info
-
-    parser = Parser(prog="pyvcpu", description="Virtual machines on Linux KVM, in pure Python.")
-    parser.add_argument("--version", action="version", version=f"pyvcpu {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (boot, info):
-        sub = commands.add_parser(
-            command.NAME, help=command.HELP, description=command.DESCRIPTION, epilog=command.EPILOG
-        )
-        sub.formatter_class = argparse.RawDescriptionHelpFormatter
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
-    return parser

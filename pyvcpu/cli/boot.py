@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 from ..errors import ConfigError
-from . import USAGE, complain, say
+from ..outcome import Outcome
+from . import INTERRUPTED, USAGE, complain, say
 from .console import Input, Output, OutputError
+from .options import KVM_OPTION, Option, default_kvm
+from .signals import Signalled, Signals, die_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    import argparse
-    from types import FrameType
+    from types import SimpleNamespace
 
     from ..machine import Machine
-    from ..outcome import Outcome
 
-NAME = "boot"
 HELP = "run an image"
 DESCRIPTION = """\
 Run IMAGE in a virtual machine. What the guest writes to COM1 (port 0x3f8) and to the debug console (port 0xe9)
@@ -30,31 +29,22 @@ passed; 130 interrupted.
 example: python -m pyvcpu boot examples/images/hello.bin --smp 4"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `boot`."""
-    parser.add_argument("image", metavar="IMAGE", help="the file to boot")
-    parser.add_argument("--smp", metavar="N", default="1", help="number of vCPUs (default 1)")
-    parser.add_argument(
-        "--memory", "-m", metavar="SIZE", default="64M", help="guest memory, such as 64M or 2G (default 64M)"
-    )
-    parser.add_argument("--format", metavar="NAME", help="flat or bootsector (default: what the image looks like)")
-    parser.add_argument("--mode", metavar="MODE", help="flat images: real, protected or long (default real)")
-    parser.add_argument("--load", metavar="ADDR", help="flat images: where to load (default 0x1000)")
-    parser.add_argument("--entry", metavar="ADDR", help="flat images: where to start (default: the load address)")
-    parser.add_argument(
-        "--start", metavar="WHO", help="all: every vCPU starts (flat images); bsp: the others wait for SIPI"
-    )
-    parser.add_argument("--irqchip", metavar="KIND", help="none (flat images), kernel (all others) or split")
-    parser.add_argument("--timeout", metavar="S", help="end with status 124 after S seconds")
-    parser.add_argument(
-        "--kvm",
-        metavar="PATH",
-        default=os.environ.get("PYVCPU_KVM") or "/dev/kvm",
-        help="the KVM device (default /dev/kvm, or PYVCPU_KVM)",
-    )
+OPTIONS = (
+    Option("image", "the file to boot", "IMAGE"),
+    Option("--smp", "number of vCPUs (default 1)", "N", "1"),
+    Option("--memory", "guest memory, such as 64M or 2G (default 64M)", "SIZE", "64M", short="-m"),
+    Option("--format", "flat or bootsector (default: what the image looks like)", "NAME"),
+    Option("--mode", "flat images: real, protected or long (default real)", "MODE"),
+    Option("--load", "flat images: where to load (default 0x1000)", "ADDR"),
+    Option("--entry", "flat images: where to start (default: the load address)", "ADDR"),
+    Option("--start", "all: every vCPU starts (flat images); bsp: the others wait for SIPI", "WHO"),
+    Option("--irqchip", "none (flat images), kernel (all others) or split", "KIND"),
+    Option("--timeout", "end with status 124 after S seconds", "S"),
+    KVM_OPTION,
+)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: SimpleNamespace) -> int:
     """Boot, wait for the end, put everything back, and return the exit status."""
     smp, timeout = number("--smp", options.smp), seconds(options.timeout)
     load, entry = address("--load", options.load), address("--entry", options.entry)
@@ -66,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         image = read_image(options.image, memory) if memory > 0 else b""
     except OSError as error:
         return complain(f"{options.image}: {error.strerror}", USAGE)
-    output, console = Output(), Input()
+    signals, output, console = Signals(), Output(), Input()
     try:
         with Machine(
             memory,
@@ -74,58 +64,39 @@ def run(options: argparse.Namespace) -> int:
             irqchip=options.irqchip,
             output=output.write,
             on_listen=lambda: console.start(machine.com1),
-            kvm=options.kvm,
+            kvm=options.kvm or default_kvm(),
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
             machine.load(image, format=options.format, mode=options.mode, load=load, entry=entry, start=options.start)
-            outcome = _run_with_console(machine, output, console, timeout)
+            outcome = _run(machine, signals, output, timeout)
     except OutputError as error:
         return complain(error, USAGE)
+    except Signalled as death:
+        if death.number == signal.SIGINT:
+            return INTERRUPTED
+        console.close()
+        die_of(death.number)
+    finally:
+        console.close()
     for line in outcome.report.splitlines():
         say(line)
     return outcome.status
 
 
-class _Terminated(BaseException):
-    """A signal that ends the program, turned into an exception so that the terminal is put back first."""
-
-
-def _run_with_console(machine: Machine, output: Output, console: Input, timeout: float | None) -> Outcome:
-    from ..outcome import Outcome
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _terminate)
+def _run(machine: Machine, signals: Signals, output: Output, timeout: float | None) -> Outcome:
+    """Do what Machine.run() does; a reader of our output that does not read cannot hold up the end."""
+    machine.start()
     try:
-        machine.start()
-        machine.resume()
-        outcome = machine.wait(timeout)
-        if outcome is None:
-            output.cancel()
-            outcome = Outcome("timeout")
-        machine.pause()
-        return outcome
-    except KeyboardInterrupt:
+        with signals:
+            machine.resume()
+            outcome = machine.wait(timeout)
+            if outcome is None:
+                output.cancel()
+            machine.pause()
+    except Signalled:
         output.cancel()
-        return Outcome("interrupted")
-    except _Terminated as death:
-        output.cancel()
-        console.close()
-        _die_of(death.args[0])
         raise
-    finally:
-        # What is left takes milliseconds: a second Ctrl-C must not leave it half done.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        console.close()
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated(number)
-
-
-def _die_of(number: int) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+    return outcome or Outcome("timeout")
 
 
 def number(option: str, text: str) -> int:

@@ -123,7 +123,7 @@ class Serial:
         self._overrun = 0  # LSR_OE or 0
         self._thr_emptied = True  # a THRE interrupt is due
         self._line = False  # the level that set_irq got last
-        self._dip = False  # the line must fall before it is high again
+        self._dip = False  # the line must fall, or have fallen, before it is high again
         self._driving = False  # a thread is in set_irq
 
     # The guest's side
@@ -291,8 +291,7 @@ class Serial:
     def _write_fcr(self, value: int) -> None:
         """Write FCR, whose other bits count only with FCR_ENABLE. The transmitter's FIFO is always empty."""
         enable = bool(value & FCR_ENABLE)
-        if enable:
-            self._trigger = FCR_TRIGGERS[value >> 6]
+        self._trigger = FCR_TRIGGERS[value >> 6]
         if enable != self._fifo_enabled or (enable and value & FCR_CLEAR_RCVR):
             self._fifo.clear()
         self._fifo_enabled = enable
@@ -345,8 +344,13 @@ class Serial:
         return self._mcr & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2 and self._pending() != IIR_NO_INT
 
     def _line_due(self) -> bool:
-        """Return whether the caller, once it has released the lock, must call _drive_line."""
-        return self._set_irq is not None and not self._driving and (self._dip or self._level() != self._line)
+        """Note what an access did to the line; return whether the caller must then call _drive_line.
+
+        A fall is noted at once: data that arrives before set_irq was told of it must still make an edge.
+        """
+        level = self._level()
+        self._dip |= self._line and not level
+        return self._set_irq is not None and (self._dip or level != self._line)
 
     def _drive_line(self) -> None:
         """Pass the line's changes on, unless another thread is at it: that one sees the latest as well."""

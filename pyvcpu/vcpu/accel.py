@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from ..outcome import Outcome
+from .handle import current_cpu
 from .states import Command, State
 
 TYPE_CHECKING = False
@@ -60,6 +61,7 @@ class Accel:
         self.parked: dict[int, VcpuFd] = {}
         self.counts = dict.fromkeys(State, 0)
         self._supported_cpuid: CpuidTable | None = None
+        self.running = False  # what a plugged vCPU does next
         self._outcome: Outcome | None = None
         self._failure: BaseException | None = None
 
@@ -89,8 +91,6 @@ class Accel:
 
     def finish(self, outcome: Outcome) -> None:
         """Stop every vCPU; the first outcome of a run is the one that counts. Any thread, also in a handler."""
-        from .vcpu import current_cpu
-
         if outcome.vcpu is None:
             outcome.vcpu = current_cpu()
         with self.lock:
@@ -107,12 +107,20 @@ class Accel:
         """Do what finish() does, with the lock held."""
         if self._outcome is None:
             self._outcome = outcome
-            for vcpu in self.vcpus:
-                if vcpu.created:
-                    vcpu.post_locked(Command.PAUSE)
+            self.post_to_all_locked(Command.PAUSE)
             self.cpu_cond.notify_all()
 
-    def changed_state(self, vcpu: Vcpu, old: State, new: State) -> None:
+    def post_to_all(self, command: Command) -> list[tuple[Vcpu, int]]:
+        """Post `command` to every vCPU that has a thread; return them with the numbers to wait for. Any thread."""
+        with self.lock:
+            return self.post_to_all_locked(command)
+
+    def post_to_all_locked(self, command: Command) -> list[tuple[Vcpu, int]]:
+        """Do what post_to_all() does, with the lock held."""
+        self.running = command is Command.RESUME
+        return [(vcpu, vcpu.post_locked(command)) for vcpu in self.vcpus if vcpu.thread is not None]
+
+    def changed_state(self, old: State, new: State) -> None:
         """Keep count, with the lock held, and see the machine's end: every vCPU is halted, none is left to wake it."""
         self.counts[old] -= 1
         self.counts[new] += 1
@@ -124,7 +132,7 @@ class Accel:
             and not counts[State.RUNNING] + counts[State.STARTING] + counts[State.PAUSED] + counts[State.LEAVING]
             and not counts[State.PAUSED_HALTED]
         ):
-            self.finish_locked(Outcome("halted", vcpu=vcpu))
+            self.finish_locked(Outcome("halted", vcpu=current_cpu()))
 
     def rearm(self) -> None:
         """Forget the outcome of the last run."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -210,7 +212,17 @@ def test_lookup_agrees_with_a_search_through_all_claims(steps: list[tuple[bool, 
         assert bus.lookup(address) is (holders[0] if holders else None)
 
 
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Let the interpreter change threads as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 @pytest.mark.smp
+@pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("length", [4, 0x400])
 def test_lookups_while_others_claim_and_release(ports: Bus, length: int) -> None:
     """Two threads claim and release around a region that a third looks up all the time."""

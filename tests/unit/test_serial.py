@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -646,6 +647,24 @@ def test_an_exception_of_out_reaches_the_writer(ier: int) -> None:
     assert uart.read(LSR, 1) == b"\x60"
 
 
+def test_input_between_the_fall_of_the_line_and_set_irq_makes_an_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's thread comes in just when a vCPU has read the last byte and is about to report the fall."""
+    port = Port()
+    enable(port, 0x01, 0x00)
+    port.uart.receive(b"x")
+    port.changes()
+    drive_line = port.uart._drive_line
+
+    def drive_late() -> None:
+        monkeypatch.undo()
+        port.uart.receive(b"y")
+        drive_line()
+
+    monkeypatch.setattr(port.uart, "_drive_line", drive_late)
+    assert port.inb(RBR) == ord("x")
+    assert port.changes() == [False, True]
+
+
 # A hostile guest
 
 sizes = st.sampled_from([1, 2, 4, 8])
@@ -699,6 +718,15 @@ def test_bytes_come_out_as_they_went_in(steps: list[bytes | int], fcr: int) -> N
 # Threads, by repetition
 
 
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Let the interpreter change threads as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 def run_together(*targets: Callable[[], object]) -> None:
     """Run each in a thread of its own, started together; fail when one hangs or raises."""
     start = threading.Barrier(len(targets))
@@ -734,6 +762,7 @@ def feeder(uart: Serial, data: bytes) -> Callable[[], None]:
 
 
 @pytest.mark.smp
+@pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("ier", [0x00, 0x02])
 def test_each_writer_keeps_its_order_and_loses_nothing(ier: int) -> None:
     sent: list[int] = []
@@ -757,6 +786,7 @@ def test_each_writer_keeps_its_order_and_loses_nothing(ier: int) -> None:
 
 
 @pytest.mark.smp
+@pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("fcr", [0x00, 0x01, 0xC1])
 def test_a_polling_reader_gets_all_bytes_in_order(fcr: int) -> None:
     uart = Serial(lambda data: None)
@@ -775,6 +805,7 @@ def test_a_polling_reader_gets_all_bytes_in_order(fcr: int) -> None:
 
 
 @pytest.mark.smp
+@pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("fcr", [0x00, 0x01, 0x81, 0xC1])
 def test_a_handler_that_reads_one_byte_per_edge_gets_all_bytes(fcr: int) -> None:
     """A handler as small kernels have it, behind an edge-triggered interrupt controller."""
@@ -803,6 +834,7 @@ def test_a_handler_that_reads_one_byte_per_edge_gets_all_bytes(fcr: int) -> None
 
 
 @pytest.mark.smp
+@pytest.mark.usefixtures("restless")
 def test_levels_alternate_and_end_right_whoever_changes_the_line() -> None:
     inside = itertools.count()
     overlapping: list[int] = []
@@ -849,6 +881,7 @@ def test_levels_alternate_and_end_right_whoever_changes_the_line() -> None:
 
 
 @pytest.mark.smp
+@pytest.mark.usefixtures("restless")
 def test_on_listen_is_called_once_however_many_vcpus_listen() -> None:
     calls: list[int] = []
     uart = Serial(lambda data: None, None, lambda: calls.append(1))

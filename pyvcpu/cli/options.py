@@ -1,0 +1,77 @@
+"""The options of a command as a table, and a quick reading of the plain cases.
+
+argparse parses them and writes the help. But it takes 9 ms to load and set up where a whole boot takes 25, so a command
+line of known options with their values is read here, and all else (help, mistakes, abbreviations) is left to argparse.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    import argparse
+    from collections.abc import Sequence
+
+
+class Option:
+    """`--name METAVAR`, or a flag without `metavar`; without dashes in `name`, the one positional argument."""
+
+    __slots__ = ("default", "help", "metavar", "name", "short")
+
+    def __init__(
+        self, name: str, help: str, metavar: str | None = None, default: str | None = None, short: str | None = None
+    ) -> None:
+        self.name = name
+        self.help = help
+        self.metavar = metavar
+        self.default = default
+        self.short = short
+
+    @property
+    def key(self) -> str:
+        """The attribute that holds the value."""
+        return self.name.lstrip("-").replace("-", "_")
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the option to argparse."""
+        names = [self.name] if self.short is None else [self.name, self.short]
+        if not self.name.startswith("-"):
+            parser.add_argument(self.name, metavar=self.metavar, help=self.help)
+        elif self.metavar is None:
+            parser.add_argument(*names, action="store_true", help=self.help)
+        else:
+            parser.add_argument(*names, metavar=self.metavar, default=self.default, help=self.help)
+
+
+def quick_parse(table: Sequence[Option], arguments: Sequence[str]) -> SimpleNamespace | None:
+    """Return what argparse would make of `arguments` where that is plain to see, else None."""
+    by_name = {option.name: option for option in table}
+    positional = [option for option in table if not option.name.startswith("-")]
+    values: dict[str, object] = {
+        option.key: False if option.metavar is None else option.default for option in table if option not in positional
+    }
+    remaining = iter(arguments)
+    for argument in remaining:
+        option = by_name.get(argument) if argument.startswith("-") else positional.pop(0) if positional else None
+        if option is None:
+            return None
+        if not argument.startswith("-"):
+            values[option.key] = argument
+        elif option.metavar is None:
+            values[option.key] = True
+        else:
+            value = next(remaining, "-")
+            if value.startswith("-"):
+                return None
+            values[option.key] = value
+    return None if positional else SimpleNamespace(**values)
+
+
+KVM_OPTION = Option("--kvm", "the KVM device (default: the environment's PYVCPU_KVM, or /dev/kvm)", "PATH")
+
+
+def default_kvm() -> str:
+    """Return the KVM device to use where --kvm names none."""
+    return os.environ.get("PYVCPU_KVM") or "/dev/kvm"

@@ -1,0 +1,62 @@
+"""Signals that end the program, delivered only where it waits: what it does in between is never left half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from types import FrameType
+    from typing import NoReturn
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Signalled(BaseException):
+    """One of CAUGHT came; `number` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """From creation on a signal is kept, and raised as Signalled by the next (or present) `with` on this object.
+
+    One is raised at most; those after it find the program on its way out. Signals that the parent had us ignore stay
+    ignored. For the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+        self._kept: int | None = None
+        self._done = False
+        for number in CAUGHT:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._caught)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._kept = self._kept or number
+        if self._open:
+            self._raise(self._kept)
+
+    def _raise(self, number: int) -> None:
+        if not self._done:
+            self._done = True
+            raise Signalled(number)
+
+    def __enter__(self) -> None:
+        self._open = True
+        if self._kept is not None:
+            self._raise(self._kept)
+
+    def __exit__(self, *exc: object) -> None:
+        self._open = False
+
+
+def die_of(number: int) -> NoReturn:
+    """End as a program does that has no handler for the signal, so that the parent sees why."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # not reached, unless the signal is blocked
