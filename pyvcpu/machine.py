@@ -230,7 +230,9 @@ class Machine:
             # Without a local APIC nothing can send a SIPI: such a processor waits for good, as a halted one does.
             vcpu.waits_for_sipi = vcpu.start is None and self.accel.irqchip == "none"
             vcpu.realize()
-            vcpu.start_vcpu()
+            vcpu.start_thread()
+        for vcpu in fresh:
+            vcpu.wait_created()
 
     def _create_irqchip(self, kind: str) -> None:
         if kind == "kernel":

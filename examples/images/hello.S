@@ -1,6 +1,6 @@
 # flat real 0x1000
 #
-# Each vCPU prints one whole line to COM1, such as "hello from vCPU 2 of 4", and halts.
+# Each vCPU prints one whole line to the debug console, such as "hello from vCPU 2 of 4", and halts.
 #
 #       python -m pyvcpu boot examples/images/hello.bin --smp 4
 #
@@ -8,9 +8,7 @@
 # The lines come in any order but never mixed: a vCPU holds a lock in guest memory while it prints.
 
         .code16
-        .set    COM1, 0x3f8
-        .set    LSR, COM1 + 5
-        .set    LSR_THRE, 0x20                  # transmit holding register empty
+        .set    DEBUG_CONSOLE, 0xe9
 
         .globl  _start
 _start:
@@ -59,14 +57,7 @@ put_decimal:                                    # AX = number; one level of recu
 1:      pop     %ax
         add     $'0', %al
 put_char:                                       # AL = character
-        mov     %al, %ah
-        mov     $LSR, %dx
-1:      in      %dx, %al
-        test    $LSR_THRE, %al
-        jz      1b
-        mov     $COM1, %dx
-        mov     %ah, %al
-        out     %al, %dx
+        out     %al, $DEBUG_CONSOLE
         ret
 
         .balign 2, 0

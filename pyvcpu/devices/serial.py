@@ -87,11 +87,9 @@ class Serial:
     it is held**, so each may call back in, block, or wait for another thread.
     * `out` is called in the thread that writes, before its write returns: each vCPU's bytes keep their order.
       Several threads may be in it at once.
-    * `set_irq` is called in a thread whose access or input changed the line, by one thread at a time: levels
-      alternate and the last one is the line's. When another thread is in it already, that one passes the
-      change on.
-    * `on_listen` is called before the access that it is about returns; what it puts into the FIFO is there to
-      read.
+    * `set_irq` is called by one thread at a time: levels alternate and the last one is the line's. A thread
+      whose access or input changes the line calls it, unless another is in it: that one passes the change on.
+    * `on_listen` is called before that first access returns; what it puts into the FIFO is there to read.
     An exception of a callable goes to the caller of the method.
     """
 
@@ -105,7 +103,7 @@ class Serial:
         on_listen: Callable[[], object] | None = None,
     ) -> None:
         self._out = out
-        self._set_irq = set_irq
+        self._set_irq = set_irq or (lambda level: None)
         self._on_listen = on_listen
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)  # notified when the receiver has room, and by close
@@ -350,20 +348,17 @@ class Serial:
         """
         level = self._level()
         self._dip |= self._line and not level
-        return self._set_irq is not None and (self._dip or level != self._line)
+        return self._dip or level != self._line
 
     def _drive_line(self) -> None:
         """Pass the line's changes on, unless another thread is at it: that one sees the latest as well."""
-        set_irq = self._set_irq
-        if set_irq is None:
-            return
         with self._lock:
             if self._driving:
                 return
             self._driving = True
         try:
             while (level := self._next_level()) is not None:
-                set_irq(level)
+                self._set_irq(level)
         except BaseException:
             with self._lock:
                 self._driving = False

@@ -70,6 +70,11 @@ class Vcpu(Handle):
 
         Raise what went wrong in the thread, or StateError when the vCPU has one (QEMU: qemu_kvm_start_vcpu).
         """
+        self.start_thread()
+        self.wait_created()
+
+    def start_thread(self) -> None:
+        """Do the first half of start_vcpu(); several vCPUs get ready at the same time if all are started first."""
         thread = threading.Thread(target=self._thread_fn, name=f"CPU {self.index}/KVM", daemon=True)
         with self.accel.lock:
             self._apply(Command.START)
@@ -82,21 +87,19 @@ class Vcpu(Handle):
             if isinstance(error, RuntimeError):  # the host has no thread left
                 raise StateError(f"vCPU {self.index}: {error}; the host limits threads (ulimit -u)") from None
             raise
-        failure = self._wait_created()
-        if failure is not None:
-            thread.join()
-            raise failure
-
     def _disown(self, thread: threading.Thread) -> None:
         """Forget a thread of which it is not certain that it has started; if it has, and got no further, it ends."""
         with self.accel.lock:
             if self.thread is thread and not self._ident:
                 self._end_life(Command.FAILED)
 
-    def _wait_created(self) -> BaseException | None:
+    def wait_created(self) -> None:
+        """Do the second half of start_vcpu()."""
         with self.accel.lock:
             self.accel.cpu_cond.wait_for(lambda: self.state is not State.STARTING)
-            return self._failure
+            failure = self._failure
+        if failure is not None:
+            raise failure
 
     def plug(self) -> None:
         """Start the vCPU anew, from its starting state; it runs if the machine does."""
