@@ -161,7 +161,6 @@ class Serial:
         return _BYTES[value]
 
     def _write_thr(self, value: int) -> None:
-        """Transmit a character."""
         with self._lock:
             if self._lcr & LCR_DLAB:
                 self._divisor[DLL] = value
