@@ -4,12 +4,13 @@ PYTHON   ?= python3
 VENV     ?= .venv
 VERSIONS ?= 3.11 3.12 3.13
 ARGS     ?=
+MMU      ?= nested
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test check format pytest unit kvm guests all-pythons clean
+.PHONY: help test check format pytest unit kvm amd test-amd guests all-pythons clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
@@ -34,6 +35,15 @@ unit: $(STAMP)  ## the tests that need no KVM
 
 kvm: $(STAMP)  ## the tests that need /dev/kvm
 	$(BIN)/pytest tests/kvm $(ARGS)
+
+# The command reaches the rig as it stands: make expands nothing in it.
+unexport CMD
+amd: export RIG_COMMAND := $(value CMD)
+amd: $(STAMP)  ## run CMD='...' on an emulated AMD KVM; MMU=shadow, ADD=DIR (docs/rig.md)
+	@$(BIN)/python -m tools.rig run --mmu $(MMU) $(if $(ADD),--add '$(ADD)')
+
+test-amd: $(STAMP)  ## the tests and examples on that KVM, with nested and with shadow paging
+	$(BIN)/python -m tools.rig test -- $(ARGS)
 
 guests:  ## assemble the guest programs anew (needs binutils)
 	$(PYTHON) tools/build_guests.py
