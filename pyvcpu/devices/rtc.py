@@ -1,0 +1,197 @@
+"""The real-time clock of a PC, and the CMOS RAM that its battery keeps.
+
+Source: Motorola MC146818 data sheet (1984); the century byte at 0x32 is where ACPI's FADT says that it is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable
+
+RTC_PORT = 0x70
+RTC_IRQ = 8
+
+# Registers
+SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM = range(6)
+WEEKDAY, DAY, MONTH, YEAR = range(6, 10)
+REG_A, REG_B, REG_C, REG_D = range(10, 14)
+CENTURY = 0x32
+SIZE = 128
+
+A_UIP = 0x80  # an update is in progress, or comes within UPDATE_WARNING
+A_DIVIDER_RESET = 0x60  # both bits: the divider is held in reset
+A_RATE = 0x0F  # of the periodic flag: 32768 Hz >> (rate - 1)
+A_AT_RESET = 0x26  # 32.768 kHz crystal, 1024 Hz
+
+B_SET = 0x80  # the time stands still and can be set
+B_INTERRUPTS = 0x70  # PIE, AIE, UIE: enables of the flags in register C
+B_BINARY = 0x04  # else BCD
+B_24_HOURS = 0x02
+
+C_IRQ = 0x80
+C_PERIODIC = 0x40
+C_UPDATE = 0x10
+
+D_VALID = 0x80  # the battery is good
+
+HOURS_PM = 0x80  # in 12-hour mode
+UPDATE_WARNING = 244e-6  # seconds from the rise of A_UIP to the update
+_TIME = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
+
+
+class Rtc:
+    """An MC146818 at ports 0x70 (index) and 0x71 (data), showing the host's clock in UTC.
+
+    A guest that sets the time shifts it against the host's clock, for this device only. Alarms are stored and never
+    go off, and nothing interrupts; the update and periodic flags of register C are right when they are polled.
+    `clock` returns seconds since 1970.
+
+    Threads: any may call read and write; `_lock` guards all state.
+    """
+
+    __slots__ = ("_clock", "_index", "_lock", "_offset", "_polled", "_ram", "_standing")
+    name = "RTC"
+    LENGTH = 2
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._index = 0
+        self._offset = 0.0  # the guest's time minus the host's
+        self._polled = clock()  # when register C was read last, in the guest's time
+        self._standing: dict[int, int] | None = None  # the time while it stands still: numbers, not BCD
+        self._ram = bytearray(SIZE)
+        self._ram[REG_A] = A_AT_RESET
+        self._ram[REG_B] = B_24_HOURS
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read the indexed register at offset 1; the index itself cannot be read."""
+        data = bytearray(b"\xff" * size)
+        if offset <= 1 < offset + size:
+            with self._lock:
+                data[1 - offset] = self._read_register(self._index)
+        return bytes(data)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write the index, whose bit 7 would mask NMI, or the indexed register; a wider access does both."""
+        with self._lock:
+            for port, value in enumerate(data, offset):
+                if port == 0:
+                    self._index = value % SIZE
+                elif port == 1:
+                    self._write_register(self._index, value)
+
+    # Everything below is called with _lock held.
+
+    def _read_register(self, register: int) -> int:
+        if register in _TIME:
+            return self._encode(register, self._time()[register])
+        if register == REG_A:
+            return self._ram[REG_A] | (A_UIP if self._update_is_near() else 0)
+        if register == REG_C:
+            return self._read_flags()
+        if register == REG_D:
+            return D_VALID
+        return self._ram[register]
+
+    def _write_register(self, register: int, value: int) -> None:
+        if register in _TIME:
+            fields = self._time()
+            fields[register] = self._decode(register, value)
+            self._set_time(fields)
+        elif register in (REG_A, REG_B):
+            self._write_control(register, value)
+        elif register not in (REG_C, REG_D):
+            self._ram[register] = value
+
+    def _write_control(self, register: int, value: int) -> None:
+        fields, held = self._time(), self._divider_held()
+        self._ram[register] = value & ~A_UIP if register == REG_A else value
+        if self._ram[REG_B] & B_SET or self._divider_held():
+            self._standing = fields
+        elif self._standing is not None:
+            self._standing = None
+            self._set_time(
+                fields, 0.5 if held else 0.0
+            )  # the first update comes half a second after the divider's start
+
+    def _divider_held(self) -> bool:
+        return self._ram[REG_A] & A_DIVIDER_RESET == A_DIVIDER_RESET
+
+    def _now(self) -> float:
+        return self._clock() + self._offset
+
+    def _update_is_near(self) -> bool:
+        return self._standing is None and self._now() % 1 >= 1 - UPDATE_WARNING
+
+    def _time(self) -> dict[int, int]:
+        """Return the time by register, as numbers."""
+        if self._standing is not None:
+            return self._standing
+        now = time.gmtime(self._now() // 1)
+        weekday = (now.tm_wday + 1) % 7 + 1  # Sunday is 1
+        century, year = divmod(now.tm_year, 100)
+        return dict(
+            zip(
+                _TIME,
+                (now.tm_sec, now.tm_min, now.tm_hour, weekday, now.tm_mday, now.tm_mon, year, century % 100),
+                strict=True,
+            )
+        )
+
+    def _set_time(self, fields: dict[int, int], fraction: float = 0.0) -> None:
+        """Make `fields` the time, whatever they hold: 32 January is 1 February. The weekday follows the date."""
+        if self._standing is not None:
+            self._standing = fields
+            return
+        days = days_since_1970(fields[CENTURY] * 100 + fields[YEAR], fields[MONTH], fields[DAY])
+        seconds = days * 86400 + fields[HOURS] * 3600 + fields[MINUTES] * 60 + fields[SECONDS]
+        self._offset = seconds + fraction - self._clock()
+        self._polled = self._now()
+
+    def _read_flags(self) -> int:
+        """Return register C, and clear it: what has happened since it was read last."""
+        before, now = self._polled, self._now()
+        self._polled = now
+        flags = 0
+        if self._standing is None and now // 1 != before // 1:
+            flags |= C_UPDATE
+        rate = self._ram[REG_A] & A_RATE
+        if rate and not self._divider_held():
+            frequency = 32768 >> (rate - 1 if rate > 2 else rate + 6)  # 1 and 2 are the rates of 8 and 9
+            flags |= C_PERIODIC if now * frequency // 1 != before * frequency // 1 else 0
+        return flags | (C_IRQ if flags & self._ram[REG_B] & B_INTERRUPTS else 0)
+
+    def _encode(self, register: int, number: int) -> int:
+        pm = 0
+        if register == HOURS and not self._ram[REG_B] & B_24_HOURS:
+            pm = HOURS_PM if number >= 12 else 0
+            number = number % 12 or 12
+        if not self._ram[REG_B] & B_BINARY:
+            number = number // 10 << 4 | number % 10
+        return (number | pm) & 0xFF
+
+    def _decode(self, register: int, value: int) -> int:
+        twelve = register == HOURS and not self._ram[REG_B] & B_24_HOURS
+        pm = twelve and value & HOURS_PM
+        if twelve:
+            value &= ~HOURS_PM
+        number = value if self._ram[REG_B] & B_BINARY else (value >> 4) * 10 + (value & 0x0F)
+        if twelve:
+            number = number % 12 + (12 if pm else 0)
+        return number
+
+
+def days_since_1970(year: int, month: int, day: int) -> int:
+    """Return the days from 1970-01-01 to a date of the Gregorian calendar; a month or day too large carries over.
+
+    >>> days_since_1970(1970, 1, 1), days_since_1970(2000, 3, 1), days_since_1970(2000, 2, 30)
+    (0, 11017, 11017)
+    """
+    carried, month = divmod(month - 3, 12)  # count years from March: the leap day is then their last
+    year += carried
+    return year * 365 + year // 4 - year // 100 + year // 400 + (month * 153 + 2) // 5 + day - 719469
