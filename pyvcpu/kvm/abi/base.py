@@ -9,6 +9,15 @@ import ctypes
 
 KVMIO = 0xAE
 
+# The integer types of the headers (linux/types.h: __u8 and so on).
+u8 = ctypes.c_uint8
+u16 = ctypes.c_uint16
+u32 = ctypes.c_uint32
+u64 = ctypes.c_uint64
+s16 = ctypes.c_int16
+s32 = ctypes.c_int32
+s64 = ctypes.c_int64
+
 # asm-generic/ioctl.h: which way the argument is copied, seen from user space.
 NONE, WRITE, READ = 0, 1, 2
 

@@ -229,6 +229,3 @@ KVM_GET_MP_STATE = IOR("KVM_GET_MP_STATE", 0x98, kvm_mp_state)
 KVM_SET_MP_STATE = IOW("KVM_SET_MP_STATE", 0x99, kvm_mp_state)
 KVM_ENABLE_CAP = IOW("KVM_ENABLE_CAP", 0xA3, kvm_enable_cap)
 KVM_GET_TSC_KHZ = IO("KVM_GET_TSC_KHZ", 0xA3)
-
-__all__ = [name for name in dir() if name.startswith(("KVM_", "kvm_"))]
-

@@ -35,6 +35,7 @@ class Exit(IntEnum):
     NOTIFY = 37
     MEMORY_FAULT = 39
     TDX = 40
+    SNP_REQ_CERTS = 43
 
 
 class InternalError(IntEnum):
