@@ -185,6 +185,7 @@ class Machine:
             1,
             read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
             write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
+            direct=write,
             name=name,
         )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     # The first argument is the initiator: the vCPU that made the access, or None.
     ReadHandler = Callable[[Any, int, int], bytes | int]
     WriteHandler = Callable[[Any, int, bytes], object]
+    Writer = Callable[[Any, bytes], object]  # a WriteHandler that knows its offset
 
     class Device(Protocol):
         """What Bus.attach takes: a device that does not ask who the initiator is."""
@@ -34,16 +35,23 @@ _SMALL = 64  # regions of up to this many addresses are found through a dict, by
 class Region:
     """A claimed range of a bus, with its handlers; made by Bus.claim, never changed."""
 
-    __slots__ = ("length", "name", "read", "start", "stop", "write")
+    __slots__ = ("direct", "length", "name", "read", "start", "stop", "write")
 
     def __init__(
-        self, start: int, length: int, read: ReadHandler | None, write: WriteHandler | None, name: str
+        self,
+        start: int,
+        length: int,
+        read: ReadHandler | None,
+        write: WriteHandler | None,
+        name: str,
+        direct: Writer | None = None,
     ) -> None:
         self.start = start
         self.length = length
         self.stop = start + length
         self.read = read
         self.write = write
+        self.direct = direct
         self.name = name
 
     def __repr__(self) -> str:
@@ -58,10 +66,11 @@ class Bus:
     as on a PC.
 
     Threads: lookups and accesses may run in any thread and take no lock. They read tables that are replaced
-    whole and never changed in place; `_lock` is held by those who replace them (claim, attach, release).
+    whole and never changed in place, but for `writers`, a dict that lives as long as the bus: run loops keep its
+    `get`. `_lock` is held by those who change them (claim, attach, release).
     """
 
-    __slots__ = ("_lock", "_regions", "_small", "_sorted", "name", "size")
+    __slots__ = ("_lock", "_regions", "_small", "_sorted", "name", "size", "writers")
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -69,6 +78,7 @@ class Bus:
         self._lock = threading.Lock()
         self._regions: tuple[Region, ...] = ()  # all, by address; under _lock
         self._small: dict[int, Region] = {}  # each address of the small regions
+        self.writers: dict[int, Writer] = {}  # the way to write at each of them, without a detour
         self._sorted: tuple[tuple[int, ...], tuple[Region, ...]] = ((), ())  # the others: starts, regions
 
     def claim(
@@ -78,15 +88,17 @@ class Bus:
         *,
         read: ReadHandler | None = None,
         write: WriteHandler | None = None,
+        direct: Writer | None = None,
         name: str,
     ) -> Region:
         """Give `length` addresses from `start` on to handlers, under a name for messages.
 
         `read(initiator, offset, size)` returns `size` bytes, or an int of which the low `size` bytes count;
-        `write(initiator, offset, data)` takes bytes. Offsets count from `start`. Raise ConfigError when the
-        range is empty, leaves the address space, or overlaps another.
+        `write(initiator, offset, data)` takes bytes. Offsets count from `start`. `direct(initiator, data)`, if
+        given, does what `write` does at offset 0, in one call less. Raise ConfigError when the range is empty,
+        leaves the address space, or overlaps another.
         """
-        region = Region(start, length, read, write, name)
+        region = Region(start, length, read, write, name, direct)
         if length < 1:
             raise ConfigError(f"a {self.name} range must hold at least 1 address; {name} asks for {length}")
         if start < 0 or region.stop > self.size:
@@ -150,12 +162,31 @@ class Bus:
         large = tuple(region for region in regions if region.length > _SMALL)
         self._regions = regions
         self._sorted = (tuple(map(_start, large)), large)
-        self._small = {
-            address: region
-            for region in regions
-            if region.length <= _SMALL
-            for address in range(region.start, region.stop)
-        }
+        old, self._small = (
+            self._small,
+            {
+                address: region
+                for region in regions
+                if region.length <= _SMALL
+                for address in range(region.start, region.stop)
+            },
+        )
+        for address in old.keys() - self._small.keys():
+            self.writers.pop(address, None)
+        for address in self._small.keys() - old.keys():
+            writer = _writer(self._small[address], address)
+            if writer is not None:
+                self.writers[address] = writer
+
+
+def _writer(region: Region, address: int) -> Writer | None:
+    """Bind the offset of `address` to the region's write handler."""
+    write, offset = region.write, address - region.start
+    if write is None:
+        return None
+    if region.direct is not None and not offset:
+        return region.direct
+    return lambda initiator, data: write(initiator, offset, data)
 
 
 def _start(region: Region) -> int:

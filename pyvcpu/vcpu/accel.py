@@ -23,17 +23,11 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     ExitHandler = Callable[[Vcpu, ExitEvent], object]
 
-    class Region(Protocol):
-        """A range of a bus with its handlers, which take the vCPU and an offset into the range."""
-
-        start: int
-        read: Callable[[Any, int, int], bytes | int] | None
-        write: Callable[[Any, int, bytes], object] | None
-
     class Bus(Protocol):
         """An address space that answers the guest's accesses; devices.Bus is one."""
 
-        def lookup(self, address: int) -> Region | None: ...
+        writers: dict[int, Callable[[Any, bytes], object]]
+
         def read(self, initiator: object, address: int, size: int) -> bytes: ...
         def write(self, initiator: object, address: int, data: bytes) -> None: ...
 

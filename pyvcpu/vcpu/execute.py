@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 # Why cpu_exec came back.
 EXCP_INTERRUPT, EXCP_HLT, EXCP_DEBUG = "interrupt", "hlt", "debug"
+IO_EXIT = abi.KVM_EXIT_IO
 
 # struct kvm_run from exit_reason on, read at once because that is quicker than field by field: exit_reason, then the
 # exits' union read as io (direction, size, port, count, data_offset) or as mmio (phys_addr, data, len, is_write).
@@ -34,33 +35,31 @@ def cpu_exec(vcpu: Vcpu) -> str:
     On the vCPU's thread. A handler's exception passes through. Nothing of an exit is read after a KVM_RUN that failed.
     """
     kernel = vcpu.fd.kernel
-    ioctl, fd, request = kernel.ioctl, vcpu.fd.fd, abi.KVM_RUN.number
+    kvm_run, errno = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno
     run, unpack = vcpu.run, IO.unpack_from
-    ports, user_handlers = vcpu.accel.ports, vcpu.accel.exit_handlers
+    writer = vcpu.accel.ports.writers.get
+    user_handlers = vcpu.accel.exit_handlers
+    plain_io = abi.KVM_EXIT_IO not in user_handlers
     while True:
-        if ioctl(fd, request, 0):
-            code = kernel.errno()
+        if kvm_run():
+            code = errno()
             if code == EINTR:
                 return EXCP_INTERRUPT
             if code == EAGAIN:  # an application processor has got its SIPI
                 continue
             raise KvmError("KVM_RUN", code, vcpu.fd.where)
         reason, direction, size, port, count, offset = unpack(run, EXIT_REASON)
-        if user_handlers and reason in user_handlers and _user_handler(vcpu, reason):
+        if reason == IO_EXIT and direction and count == 1 and plain_io:
+            # The fast path, an `out`: 0.4 us of Python beside the 0.2 us that the call of KVM_RUN takes.
+            write = writer(port)
+            if write is not None:
+                write(vcpu, run[offset : offset + size])
+                continue
+        if reason in user_handlers and _user_handler(vcpu, reason):
             continue
-        if reason == abi.KVM_EXIT_IO:
-            if count != 1:
-                _string_io(vcpu, direction, size, port, count, offset)
-            elif direction:
-                region = ports.lookup(port)
-                if region is not None and region.write is not None:
-                    region.write(vcpu, port - region.start, run[offset : offset + size])
-            else:
-                run[offset : offset + size] = ports.read(vcpu, port, size)
-        else:
-            why = EXITS.get(reason, _fatal)(vcpu)
-            if why is not None:
-                return why
+        why = EXITS.get(reason, _fatal)(vcpu)
+        if why is not None:
+            return why
 
 
 def finish_io(vcpu: Vcpu) -> None:
@@ -75,9 +74,10 @@ def finish_io(vcpu: Vcpu) -> None:
             return
 
 
-def _string_io(vcpu: Vcpu, direction: int, size: int, port: int, count: int, offset: int) -> None:
-    """Serve `rep ins` and `rep outs`: count accesses, one after the other."""
+def _io(vcpu: Vcpu) -> None:
+    """Serve `in`, `out`, and `rep ins`, `rep outs`: count accesses, one after the other."""
     run, ports = vcpu.run, vcpu.accel.ports
+    _, direction, size, port, count, offset = IO.unpack_from(run, EXIT_REASON)
     for at in range(offset, offset + size * count, size):
         if direction:
             ports.write(vcpu, port, run[at : at + size])
@@ -143,6 +143,7 @@ def _user_handler(vcpu: Vcpu, reason: int) -> bool:
 
 
 EXITS: dict[int, Callable[[Vcpu], str | None]] = {
+    abi.KVM_EXIT_IO: _io,
     abi.KVM_EXIT_MMIO: _mmio,
     abi.KVM_EXIT_HLT: _hlt,
     abi.KVM_EXIT_DEBUG: _debug,

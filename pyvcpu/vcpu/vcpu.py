@@ -87,6 +87,7 @@ class Vcpu(Handle):
             if isinstance(error, RuntimeError):  # the host has no thread left
                 raise StateError(f"vCPU {self.index}: {error}; the host limits threads (ulimit -u)") from None
             raise
+
     def _disown(self, thread: threading.Thread) -> None:
         """Forget a thread of which it is not certain that it has started; if it has, and got no further, it ends."""
         with self.accel.lock:
