@@ -6,9 +6,12 @@ from ..errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..x86.start import StartState
+
+    Segment = tuple[int, bytes | memoryview]
+    Span = tuple[int, int]
 
 
 class Target:
@@ -17,9 +20,13 @@ class Target:
     `ranges`: RAM as (start, end) pairs of guest physical addresses, the first one from 0 and below 4 GiB.
     `vcpus`: how many starting states are wanted. `start`: who starts, "all" or "bsp", or None for the format's own
     way. `mode`, `load`, `entry`: for flat images; None for the default.
+    `name`: the image's file name, where a protocol passes it on. `append`: the guest's command line. `initrd`: files
+    that the guest gets beside the image, each a command line (its name, as a rule) and the content.
+    `acpi`: returns the address and the bytes of the ACPI tables, the RSDP first; None for a machine without. It is
+    called by the loaders whose guests look for tables, at most once each.
     """
 
-    __slots__ = ("entry", "load", "mode", "ranges", "start", "vcpus")
+    __slots__ = ("acpi", "append", "entry", "initrd", "load", "mode", "name", "ranges", "start", "vcpus")
 
     def __init__(
         self,
@@ -30,6 +37,10 @@ class Target:
         mode: str | None = None,
         load: int | None = None,
         entry: int | None = None,
+        name: str = "",
+        append: str = "",
+        initrd: Sequence[tuple[str, bytes]] = (),
+        acpi: Callable[[], tuple[int, bytes]] | None = None,
     ) -> None:
         self.ranges = ranges
         self.vcpus = vcpus
@@ -37,6 +48,10 @@ class Target:
         self.mode = mode
         self.load = load
         self.entry = entry
+        self.name = name
+        self.append = append
+        self.initrd = initrd
+        self.acpi = acpi
 
     def holds(self, address: int, length: int) -> bool:
         """Tell whether `length` bytes at `address` are RAM."""
@@ -46,8 +61,9 @@ class Target:
 class Plan:
     """The answer of a loader.
 
-    `format`: its name. `segments`: (guest physical address, bytes) pairs. `starts`: one StartState per vCPU, None for
-    one that waits for INIT-SIPI-SIPI. `irqchip`: what the format needs unless told otherwise.
+    `format`: its name. `segments`: (guest physical address, bytes or a view of the image's) pairs; all other RAM is
+    zero. `starts`: one StartState per vCPU, None for one that waits for INIT-SIPI-SIPI. `irqchip`: what the format
+    needs unless told otherwise.
     """
 
     __slots__ = ("format", "irqchip", "segments", "starts")
@@ -55,7 +71,7 @@ class Plan:
     def __init__(
         self,
         format: str,
-        segments: Sequence[tuple[int, bytes]],
+        segments: Sequence[Segment],
         starts: Sequence[StartState | None],
         irqchip: str,
     ) -> None:

@@ -18,8 +18,11 @@ RFLAGS_RESERVED = 1 << 1  # bit 1 always reads as 1; IF is clear: interrupts off
 
 # Selectors in the table that gdt() makes.
 CODE32, DATA, CODE64 = 0x08, 0x10, 0x18
-# Descriptor types (SDM vol. 3A table 3-1).
-CODE_READ_ACCESSED, DATA_WRITE_ACCESSED = 0xB, 0x3
+# Selectors in the table that linux_gdt() makes: __BOOT_CS and __BOOT_DS (Linux, arch/x86/include/asm/segment.h).
+LINUX_CODE, LINUX_DATA = 0x10, 0x18
+# Descriptor types (SDM vol. 3A tables 3-1 and 3-2).
+CODE_READ_ACCESSED, DATA_WRITE_ACCESSED, BUSY_TSS = 0xB, 0x3, 0xB
+TSS_LIMIT = 0x67  # the smallest task state segment
 
 
 class StartState:
@@ -27,11 +30,12 @@ class StartState:
 
     `mode`: real, protected (32-bit, flat 4 GiB segments, paging off) or long (64-bit, CPL0).
     `entry`: linear address of the first instruction. `stack`: linear address just above the stack, 0 for none.
-    `stack_base`: in real mode, what SS points to. `gdt`: where the descriptor table of gdt() is, 0 for none.
-    `page_table`: what CR3 gets in long mode. `registers`: general registers by their names in kvm_regs.
+    `stack_base`: in real mode, what SS points to. `gdt`: where the descriptor table of gdt() or linux_gdt() is, 0 for
+    none. `page_table`: what CR3 gets in long mode. `selectors`: what CS and the others get, None for those of gdt().
+    `registers`: general registers by their names in kvm_regs.
     """
 
-    __slots__ = ("entry", "gdt", "mode", "page_table", "registers", "stack", "stack_base")
+    __slots__ = ("entry", "gdt", "mode", "page_table", "registers", "selectors", "stack", "stack_base")
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class StartState:
         stack_base: int = 0,
         gdt: int = 0,
         page_table: int = 0,
+        selectors: tuple[int, int] | None = None,
         registers: Mapping[str, int] | None = None,
     ) -> None:
         self.mode = mode
@@ -50,16 +55,29 @@ class StartState:
         self.stack_base = stack_base
         self.gdt = gdt
         self.page_table = page_table
+        self.selectors = selectors
         self.registers = dict(registers or {})
 
 
+# Segment descriptors (SDM vol. 3A section 3.4.5), all present, with base 0 and limit 0xFFFFF in pages.
+_FLAT = 0x000F_0000_0000_FFFF
+_CODE32 = _FLAT | 0x00C0_9B00_0000_0000  # granular, 32-bit; code, readable, accessed
+_DATA = _FLAT | 0x00C0_9300_0000_0000  # granular, 32-bit; data, writable, accessed
+_CODE64 = _FLAT | 0x00A0_9B00_0000_0000  # granular, 64-bit; code, readable, accessed
+
+
 def gdt() -> bytes:
-    """Return a descriptor table: null, CODE32, DATA (both flat 4 GiB), CODE64 (SDM vol. 3A section 3.4.5)."""
-    flat = 0x000F_0000_0000_FFFF  # base 0, limit 0xFFFFF
-    code32 = flat | 0x00C0_9B00_0000_0000  # granular, 32-bit; present, code, readable, accessed
-    data = flat | 0x00C0_9300_0000_0000  # granular, 32-bit; present, data, writable, accessed
-    code64 = flat | 0x00A0_9B00_0000_0000  # granular, 64-bit; present, code, readable, accessed
-    return b"".join(d.to_bytes(8, "little") for d in (0, code32, data, code64))
+    """Return a descriptor table: null, CODE32, DATA, CODE64, all flat 4 GiB."""
+    return _table(0, _CODE32, _DATA, _CODE64)
+
+
+def linux_gdt() -> bytes:
+    """Return a descriptor table for Linux's 64-bit entry: 64-bit code at LINUX_CODE, data at LINUX_DATA."""
+    return _table(0, 0, _CODE64, _DATA)
+
+
+def _table(*descriptors: int) -> bytes:
+    return b"".join(descriptor.to_bytes(8, "little") for descriptor in descriptors)
 
 
 def set_start(start: StartState, regs: kvm_regs, sregs: kvm_sregs) -> None:
@@ -89,11 +107,9 @@ def _real_segment(segment: kvm_segment, base: int) -> None:
 def _protected(start: StartState, regs: kvm_regs, sregs: kvm_sregs) -> None:
     from .flags import CR0
 
-    sregs.cr0 |= CR0.PE
-    _segments(sregs, CODE32, long=False)
-    _tables(start, sregs)
-    regs.rip = start.entry
-    regs.rsp = start.stack
+    sregs.cr0 = CR0.PE | CR0.ET  # PVH wants every other bit clear; reset leaves the caches off (CD, NW)
+    _flat_mode(start, regs, sregs, CODE32)
+    sregs.cs.db, sregs.cs.l = 1, 0
 
 
 def _long(start: StartState, regs: kvm_regs, sregs: kvm_sregs) -> None:
@@ -101,24 +117,23 @@ def _long(start: StartState, regs: kvm_regs, sregs: kvm_sregs) -> None:
 
     sregs.cr3 = start.page_table
     sregs.cr4 |= CR4.PAE
-    sregs.cr0 |= CR0.PE | CR0.PG
+    sregs.cr0 = CR0.PE | CR0.ET | CR0.PG
     sregs.efer |= EFER.LME | EFER.LMA
-    _segments(sregs, CODE64, long=True)
-    _tables(start, sregs)
-    regs.rip = start.entry
-    regs.rsp = start.stack
+    _flat_mode(start, regs, sregs, CODE64)
+    sregs.cs.db, sregs.cs.l = 0, 1
 
 
-def _tables(start: StartState, sregs: kvm_sregs) -> None:
+def _flat_mode(start: StartState, regs: kvm_regs, sregs: kvm_sregs, code: int) -> None:
+    code, data = start.selectors or (code, DATA)
+    for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
+        _flat(segment, data, DATA_WRITE_ACCESSED)
+    _flat(sregs.cs, code, CODE_READ_ACCESSED)
+    task = sregs.tr  # none, but the processor wants a valid one
+    task.base, task.limit, task.selector, task.type, task.present, task.s, task.g = 0, TSS_LIMIT, 0, BUSY_TSS, 1, 0, 0
     sregs.gdt.base, sregs.gdt.limit = start.gdt, len(gdt()) - 1 if start.gdt else 0
     sregs.idt.base, sregs.idt.limit = 0, 0  # no handlers: any exception is a triple fault
-
-
-def _segments(sregs: kvm_sregs, code: int, *, long: bool) -> None:
-    for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
-        _flat(segment, DATA, DATA_WRITE_ACCESSED)
-    _flat(sregs.cs, code, CODE_READ_ACCESSED)
-    sregs.cs.l, sregs.cs.db = long, not long
+    regs.rip = start.entry
+    regs.rsp = start.stack
 
 
 def _flat(segment: kvm_segment, selector: int, kind: int) -> None:
