@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 
 from . import boot
+from .board import Board
 from .devices.bus import MMIO_SIZE, PORTS_SIZE, Bus
-from .devices.debug import CONSOLE_PORT, EXIT_PORT, DebugConsole, DebugExit
-from .devices.reset import RESET_CONTROL_PORT, KeyboardController, ResetControl
-from .devices.serial import COM1, Serial
 from .errors import ConfigError, StateError
 from .kvm.abi import basic as abi
 from .kvm.errors import KvmError
@@ -21,7 +19,7 @@ from .vcpu.states import NO_THREAD
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Self
 
     from .boot import Plan
@@ -93,7 +91,16 @@ class Machine:
         except BaseException:
             self._close_all()
             raise
-        self._add_devices(output, on_listen)
+        self.board = Board(
+            self.ports,
+            self.mmio,
+            self.memory,
+            output=output,
+            on_listen=on_listen,
+            set_line=self.set_line,
+            stop=self.stop,
+        )
+        self.com1 = self.board.com1
 
     def _build(self, memory: str | int, smp: int, kvm: str | Kvm) -> None:
         self.memory = GuestMemory(memory)
@@ -116,17 +123,6 @@ class Machine:
         self.accel.vcpus = self.vcpus
         self._closers.append(self._stop_threads)
 
-    def _add_devices(self, output: Callable[[bytes], object], on_listen: Callable[[], object] | None) -> None:
-        def reset() -> None:
-            self.stop("reset")
-
-        self.com1 = Serial(output, on_listen=on_listen)
-        self.ports.attach(COM1, Serial.LENGTH, self.com1)
-        self.ports.attach(CONSOLE_PORT, 1, DebugConsole(output))
-        self.ports.attach(EXIT_PORT, DebugExit.LENGTH, DebugExit(lambda status: self.stop("exit", status)))
-        self.ports.attach(RESET_CONTROL_PORT, 1, ResetControl(reset))
-        KeyboardController(reset).attach_to(self.ports)
-
     # What to run.
 
     def load(
@@ -134,6 +130,8 @@ class Machine:
         image: Image,
         *,
         format: str | None = None,
+        initrd: Sequence[tuple[str, bytes]] = (),
+        append: str = "",
         mode: str | None = None,
         load: int | None = None,
         entry: int | None = None,
@@ -141,8 +139,11 @@ class Machine:
     ) -> None:
         """Put `image` (bytes, or the name of a file) into memory, and set how the vCPUs start.
 
-        `format`: flat or bootsector; None to see for itself. `mode`, `load`, `entry`: for flat images, see boot.Target.
-        `start`: all or bsp. Raise ImageError for an image that cannot be booted here, OSError for an unreadable file.
+        `format`: one of boot.FORMATS; None to see for itself. `initrd`: command lines and contents of the files that
+        Linux, Multiboot and PVH images get beside them; `append`: their command line. `mode`, `load`, `entry`: for flat
+        images, see boot.Target. `start`: all or bsp.
+
+        Raise ImageError for an image that cannot be booted here, OSError for an unreadable file.
         """
         if start not in (None, "all", "bsp"):
             raise ConfigError(f"start must be all or bsp, not {start!r}")
@@ -153,9 +154,16 @@ class Machine:
             mode=mode,
             load=load,
             entry=entry,
+            name="" if isinstance(image, (bytes, bytearray)) else str(image),
+            append=append,
+            initrd=initrd,
+            acpi=self._acpi,
         )
         content = bytes(image) if isinstance(image, (bytes, bytearray)) else read_image(image, self.memory.size)
         self.load_plan(boot.plan(content, target, format))
+
+    def _acpi(self) -> tuple[int, bytes]:
+        return self.board.acpi([vcpu.apic_id for vcpu in self.vcpus], pic=self._irqchip != "split")
 
     def load_plan(self, plan: Plan) -> None:
         """Load what a loader planned, or what you made yourself. Before the first start only."""
@@ -236,11 +244,26 @@ class Machine:
             vcpu.wait_created()
 
     def _create_irqchip(self, kind: str) -> None:
+        if kind != "none":
+            self.board.add_clock_and_power()
         if kind == "kernel":
             self.vm.create_irqchip()
+            from .kvm.abi.irq import KVM_CREATE_PIT2, kvm_pit_config
+
+            self.vm.ioctl(KVM_CREATE_PIT2, kvm_pit_config(flags=1))
         elif kind == "split":
             self.vm.enable_cap(abi.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
         self.accel.irqchip = kind
+
+    def set_line(self, gsi: int, level: bool) -> None:
+        """Drive interrupt line `gsi`: 0 to 15 as on the PICs, up to 23 on the IOAPIC only (KVM_IRQ_LINE). Any thread.
+
+        Without interrupt controllers in the kernel the line leads nowhere.
+        """
+        if self.accel.irqchip == "kernel":
+            from .kvm.abi.irq import KVM_IRQ_LINE, kvm_irq_level
+
+            self.vm.ioctl(KVM_IRQ_LINE, kvm_irq_level(irq=gsi, level=level))
 
     def run(self, timeout: float | None = None) -> Outcome:
         """Start the vCPUs that are not yet, let it run to its end or for `timeout` seconds, and pause it.

@@ -60,3 +60,20 @@ def reset(vcpu: Vcpu) -> None:
     if vcpu.accel.irqchip != "none":
         waits = vcpu.start is None
         vcpu.fd.set_mp_state(abi.KVM_MP_STATE_UNINITIALIZED if waits else abi.KVM_MP_STATE_RUNNABLE)
+
+
+def tell_guest_it_was_paused(vcpu: Vcpu) -> None:
+    """Keep the guest's watchdogs quiet about the time that it did not run (KVM_KVMCLOCK_CTRL, api.rst 4.70).
+
+    A guest that has no kvmclock has nothing to be told: KVM answers EINVAL.
+    """
+    from errno import EINVAL
+
+    from ..kvm.abi.state import KVM_KVMCLOCK_CTRL
+    from ..kvm.errors import KvmError
+
+    try:
+        vcpu.fd.ioctl(KVM_KVMCLOCK_CTRL)
+    except KvmError as error:
+        if error.errno != EINVAL:
+            raise

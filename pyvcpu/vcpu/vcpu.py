@@ -187,6 +187,8 @@ class Vcpu(Handle):
                     return
                 item = self._inbox.popleft()
                 if isinstance(item, Command):
+                    if item is Command.RESUME and self.accel.irqchip == "kernel":
+                        arch.tell_guest_it_was_paused(self)
                     self._apply(item)
                     self._applied += 1
                     continue

@@ -26,6 +26,7 @@ LAYERS = {
     "pyvcpu.outcome": 2,
     "pyvcpu.boot": 3,
     "pyvcpu.devices": 3,
+    "pyvcpu.board": 4,
     "pyvcpu.machine": 4,
     "pyvcpu.snapshot": 4,
     "pyvcpu.gdb": 4,
