@@ -1,7 +1,8 @@
-"""Assemble the guest programs: each *.S of the examples and the tests into the flat *.bin beside it.
+"""Assemble the guest programs: each *.S of the examples and the tests into the *.bin beside it.
 
 The first line of a source gives its format, the mode it starts in and the address it is linked at:
-`# flat real 0x1000` (or `protected`, or `long`), or `# bootsector 0x7c00`. Needs GNU as, ld and objcopy.
+`# flat real 0x1000` (or `protected`, or `long`), `# bootsector 0x7c00`, or `# elf32 0x100000` (or `elf64`). A Multiboot
+or PVH guest is an ELF image that has the header in it. Needs GNU as, ld and objcopy.
 
     python tools/build_guests.py            # build them all
     python tools/build_guests.py --check    # build them elsewhere, compare, write nothing
@@ -34,6 +35,18 @@ SECTIONS {{
 ASSERT(SIZEOF(.data) + SIZEOF(.bss) == 0, "everything in a guest belongs in .text")
 """
 
+# ELF images keep their notes, and may have memory that is zero.
+ELF_SCRIPT = """
+SECTIONS {{
+    .text {address:#x} : {{ *(.text) }}
+    .note ALIGN(4) : {{ *(.note*) }}
+    .data : {{ *(.data) }}
+    .bss : {{ *(.bss) }}
+}}
+ASSERT(SIZEOF(.data) == 0, "everything in a guest belongs in .text, and zeros in .bss")
+"""
+ELF_OPTIONS = ("-n", "-s", "-z", "noexecstack", "-z", "max-page-size=16", "--no-warn-rwx-segments")
+
 
 class GuestError(Exception):
     """A source that cannot be built, in words for the user."""
@@ -43,7 +56,7 @@ class GuestError(Exception):
 class Header:
     """What the first line of a source says."""
 
-    format: str  # "flat" or "bootsector"
+    format: str  # "flat", "bootsector" or "elf"
     mode: str  # "real", "protected" or "long"
     address: int  # where it is linked and loaded
 
@@ -59,13 +72,17 @@ def sources(root: Path = ROOT) -> list[Path]:
 
 
 def parse_header(line: str) -> Header:
-    """Read a source's first line; raises GuestError when it is not one of the four forms."""
+    """Read a source's first line; raises GuestError when it is not one of the forms."""
     with contextlib.suppress(ValueError):
         match line.removeprefix("#").split():
             case ["flat", ("real" | "protected" | "long") as mode, address]:
                 return Header("flat", mode, int(address, 0))
             case ["bootsector", address]:
                 return Header("bootsector", "real", int(address, 0))
+            case ["elf32", address]:
+                return Header("elf", "protected", int(address, 0))
+            case ["elf64", address]:
+                return Header("elf", "long", int(address, 0))
     raise GuestError(f"the first line must read like '# flat real 0x1000', not {line!r}")
 
 
@@ -91,11 +108,15 @@ def build(source: Path) -> bytes:
         header = parse_header(file.readline().rstrip("\n"))
     with tempfile.TemporaryDirectory() as folder:
         script, assembled, linked, flat = (f"{folder}/guest.{end}" for end in ("ld", "o", "elf", "bin"))
-        Path(script).write_text(LINKER_SCRIPT.format(address=header.address), encoding="utf-8")
+        text, options = (ELF_SCRIPT, ELF_OPTIONS) if header.format == "elf" else (LINKER_SCRIPT, ())
+        Path(script).write_text(text.format(address=header.address), encoding="utf-8")
         run("as", f"--{header.bits}", "--fatal-warnings", "-o", assembled, str(source))
         machine = "elf_x86_64" if header.bits == 64 else "elf_i386"
-        run("ld", "-m", machine, "-e", "_start", "--build-id=none", "-T", script, "-o", linked, assembled)
-        run("objcopy", "-O", "binary", linked, flat)
+        run("ld", "-m", machine, "-e", "_start", "--build-id=none", *options, "-T", script, "-o", linked, assembled)
+        if header.format == "elf":
+            flat = linked
+        else:
+            run("objcopy", "-O", "binary", linked, flat)
         image = Path(flat).read_bytes()
     check_image(header, image)
     return image

@@ -39,13 +39,17 @@ def test_rebuild_gives_the_same_bytes(source: Path) -> None:
         ("# flat protected 4096", build_guests.Header("flat", "protected", 4096)),
         ("# flat long 0x1000", build_guests.Header("flat", "long", 0x1000)),
         ("# bootsector 0x7c00", BOOT_SECTOR),
+        ("# elf32 0x100000", build_guests.Header("elf", "protected", 0x100000)),
+        ("# elf64 0x100000", build_guests.Header("elf", "long", 0x100000)),
     ],
 )
 def test_header(line: str, header: build_guests.Header) -> None:
     assert build_guests.parse_header(line) == header
 
 
-@pytest.mark.parametrize("line", ["", "# flat", "# flat virtual 0", "# flat real here", "# bootsector real 0"])
+@pytest.mark.parametrize(
+    "line", ["", "# flat", "# flat virtual 0", "# flat real here", "# bootsector real 0", "# elf 0x100000"]
+)
 def test_header_refused(line: str) -> None:
     with pytest.raises(build_guests.GuestError, match="the first line must read like"):
         build_guests.parse_header(line)
