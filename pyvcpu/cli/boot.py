@@ -22,6 +22,10 @@ DESCRIPTION = """\
 Run IMAGE in a virtual machine. What the guest writes to COM1 (port 0x3f8) and to the debug console (port 0xe9)
 goes to standard output, and nothing else does; standard input feeds COM1."""
 EPILOG = """\
+keys: once the guest looks at COM1, a terminal is raw, and all keys are the guest's but for Ctrl-A X, which ends the
+machine with status 0, Ctrl-A H, which lists such keys, and Ctrl-A A, which sends Ctrl-A. Ctrl-C interrupts a guest
+that takes no input.
+
 exit status: (v << 1) | 1 for a guest that writes v to port 0xf4; 0 the guest ended by itself (all vCPUs halted,
 power-off or reset); 2 bad usage or bad image; 4 KVM is missing or refused; 6 the guest crashed; 124 --timeout
 passed; 130 interrupted.
@@ -67,6 +71,7 @@ def run(options: SimpleNamespace) -> int:
             kvm=options.kvm or default_kvm(),
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
+            console.on_quit = lambda: _quit(machine, output)
             machine.load(image, format=options.format, mode=options.mode, load=load, entry=entry, start=options.start)
             outcome = _run(machine, signals, output, timeout)
     except OutputError as error:
@@ -81,6 +86,12 @@ def run(options: SimpleNamespace) -> int:
     for line in outcome.report.splitlines():
         say(line)
     return outcome.status
+
+
+def _quit(machine: Machine, output: Output) -> None:
+    """End the run at the user's wish, also when a vCPU waits for a reader of our output that does not read."""
+    machine.stop("quit", 0)
+    output.cancel()
 
 
 def _run(machine: Machine, signals: Signals, output: Output, timeout: float | None) -> Outcome:

@@ -1,0 +1,50 @@
+"""Keys that are for us and not for the guest: those behind Ctrl-A, as in QEMU's and minicom's consoles."""
+
+from __future__ import annotations
+
+ESCAPE = 0x01  # Ctrl-A
+INTERRUPT = 0x03  # Ctrl-C
+QUIT, HELP = "x", "h"
+
+SUMMARY = "Ctrl-A X leaves, Ctrl-A H helps"
+HELP_LINES = (
+    "Ctrl-A X  end the machine, with status 0",
+    "Ctrl-A A  send Ctrl-A to the guest",
+    "Ctrl-A H  show this help",
+)
+
+
+class Keys:
+    """What a terminal sends, told apart: input for the guest, and commands. For one thread."""
+
+    __slots__ = ("_escaped",)
+
+    def __init__(self) -> None:
+        self._escaped = False  # the last key was ESCAPE
+
+    def take(self, data: bytes) -> tuple[bytes, str]:
+        """Return what of `data` is for the guest, and the commands in it: QUIT and HELP, in order.
+
+        ESCAPE may be the end of one call's data and its command the start of the next one's. Where no command
+        follows, both keys are dropped.
+
+        >>> keys = Keys()
+        >>> keys.take(b"ls\\x01a\\x01"), keys.take(b"Xpwd")
+        ((b'ls\\x01', ''), (b'pwd', 'x'))
+        """
+        if ESCAPE not in data and not self._escaped:
+            return data, ""
+        passed, commands = bytearray(), ""
+        for key in data:
+            if not self._escaped:
+                self._escaped = key == ESCAPE
+                if key != ESCAPE:
+                    passed.append(key)
+                continue
+            self._escaped = False
+            letter = chr(key).lower()
+            if key == ESCAPE or letter == "a":
+                passed.append(ESCAPE)
+            elif letter in (QUIT, HELP):
+                commands += letter
+        return bytes(passed), commands
