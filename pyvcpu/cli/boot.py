@@ -13,9 +13,11 @@ from .signals import Signalled, Signals, die_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Sequence
     from types import SimpleNamespace
 
     from ..machine import Machine
+    from .files import Disks
 
 HELP = "run an image"
 DESCRIPTION = """\
@@ -37,12 +39,17 @@ OPTIONS = (
     Option("image", "the file to boot", "IMAGE"),
     Option("--smp", "number of vCPUs (default 1)", "N", "1"),
     Option("--memory", "guest memory, such as 64M or 2G (default 64M)", "SIZE", "64M", short="-m"),
-    Option("--format", "flat or bootsector (default: what the image looks like)", "NAME"),
+    Option("--format", "linux, multiboot, pvh, elf, bootsector or flat (default: what the image looks like)", "NAME"),
+    Option("--initrd", "Linux: the initial RAM disk; Multiboot: modules, FILE[ ARGUMENTS],...", "FILE"),
+    Option("--append", "the command line of Linux, Multiboot and PVH images", "TEXT", ""),
     Option("--mode", "flat images: real, protected or long (default real)", "MODE"),
     Option("--load", "flat images: where to load (default 0x1000)", "ADDR"),
     Option("--entry", "flat images: where to start (default: the load address)", "ADDR"),
     Option("--start", "all: every vCPU starts (flat images); bsp: the others wait for SIPI", "WHO"),
     Option("--irqchip", "none (flat images), kernel (all others) or split", "KIND"),
+    Option("--disk", "a virtio disk, of raw bytes; can be given again", "FILE[,ro]", repeated=True),
+    Option("--rng", "a virtio entropy source"),
+    Option("--reboot", "boot again when the guest asks for a reset, instead of ending"),
     Option("--timeout", "end with status 124 after S seconds", "S"),
     KVM_OPTION,
 )
@@ -50,21 +57,63 @@ OPTIONS = (
 
 def run(options: SimpleNamespace) -> int:
     """Boot, wait for the end, put everything back, and return the exit status."""
-    smp, timeout = number("--smp", options.smp), seconds(options.timeout)
-    load, entry = address("--load", options.load), address("--entry", options.entry)
-    from ..machine import Machine, read_image
-    from ..memory import parse_size
+    job = Job(options)
+    try:
+        outcome = job.boot()
+        while options.reboot and outcome.reason == "reset":
+            outcome = job.boot()
+    except OutputError as error:
+        return complain(error, USAGE)
+    except Signalled as death:
+        if death.number == signal.SIGINT:
+            return INTERRUPTED
+        die_of(death.number)
+    finally:
+        job.close()
+    for line in outcome.report.splitlines():
+        say(line)
+    return outcome.status
 
-    memory = parse_size(options.memory)
-    try:
-        image = read_image(options.image, memory) if memory > 0 else b""
-    except OSError as error:
-        return complain(f"{options.image}: {error.strerror}", USAGE)
-    signals, output, console = Signals(), Output(), Input()
-    try:
+
+class Job:
+    """What the command line asks for, checked and read; boot() can be called again for a reboot."""
+
+    def __init__(self, options: SimpleNamespace) -> None:
+        self._options = options
+        self._smp, self._timeout = number("--smp", options.smp), seconds(options.timeout)
+        self._load, self._entry = address("--load", options.load), address("--entry", options.entry)
+        from ..machine import read_image
+        from ..memory import parse_size
+
+        self._memory = limit = parse_size(options.memory)
+        try:
+            self._image = read_image(options.image, limit) if limit > 0 else b""
+        except OSError as error:
+            raise ConfigError(f"{options.image}: {error.strerror}") from None
+        self._initrd: Sequence[tuple[str, bytes]] = ()
+        self._disks: Disks | None = None
+        if options.initrd is not None or options.disk:
+            from .files import Disks, read_initrd
+
+            self._initrd = read_initrd(options.initrd, limit)
+            self._disks = Disks(options.disk)
+        self._signals = Signals()
+
+    def boot(self) -> Outcome:
+        """Make the machine, run it to its end, take it down, and put the terminal back."""
+        console = Input()
+        try:
+            return self._boot(console)
+        finally:
+            console.close()
+
+    def _boot(self, console: Input) -> Outcome:
+        from ..machine import Machine
+
+        options, output = self._options, Output()
         with Machine(
-            memory,
-            smp,
+            self._memory,
+            self._smp,
             irqchip=options.irqchip,
             output=output.write,
             on_listen=lambda: console.start(machine.com1),
@@ -72,20 +121,31 @@ def run(options: SimpleNamespace) -> int:
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
             console.on_quit = lambda: _quit(machine, output)
-            machine.load(image, format=options.format, mode=options.mode, load=load, entry=entry, start=options.start)
-            outcome = _run(machine, signals, output, timeout)
-    except OutputError as error:
-        return complain(error, USAGE)
-    except Signalled as death:
-        if death.number == signal.SIGINT:
-            return INTERRUPTED
-        console.close()
-        die_of(death.number)
-    finally:
-        console.close()
-    for line in outcome.report.splitlines():
-        say(line)
-    return outcome.status
+            self._add_devices(machine)
+            machine.load(
+                self._image,
+                format=options.format,
+                initrd=self._initrd,
+                append=options.append,
+                mode=options.mode,
+                load=self._load,
+                entry=self._entry,
+                start=options.start,
+            )
+            return _run(machine, self._signals, output, self._timeout)
+
+    def _add_devices(self, machine: Machine) -> None:
+        for disk in self._disks.devices if self._disks is not None else ():
+            machine.board.add_virtio(disk)
+        if self._options.rng:
+            from ..devices.virtio_rng import VirtioRng
+
+            machine.board.add_virtio(VirtioRng())
+
+    def close(self) -> None:
+        """Close the disks."""
+        if self._disks is not None:
+            self._disks.close()
 
 
 def _quit(machine: Machine, output: Output) -> None:

@@ -13,26 +13,42 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import argparse
     from collections.abc import Sequence
+    from typing import Any
 
 
 class Option:
-    """`--name METAVAR`, or a flag without `metavar`; without dashes in `name`, the one positional argument."""
+    """`--name METAVAR`, or a flag without `metavar`; without dashes in `name`, the one positional argument.
 
-    __slots__ = ("default", "help", "metavar", "name", "short")
+    One that may be `repeated` has a list for its value.
+    """
+
+    __slots__ = ("default", "help", "metavar", "name", "repeated", "short")
 
     def __init__(
-        self, name: str, help: str, metavar: str | None = None, default: str | None = None, short: str | None = None
+        self,
+        name: str,
+        help: str,
+        metavar: str | None = None,
+        default: str | None = None,
+        *,
+        short: str | None = None,
+        repeated: bool = False,
     ) -> None:
         self.name = name
         self.help = help
         self.metavar = metavar
         self.default = default
         self.short = short
+        self.repeated = repeated
 
     @property
     def key(self) -> str:
         """The attribute that holds the value."""
         return self.name.lstrip("-").replace("-", "_")
+
+    def absent(self) -> Any:
+        """Return the value of an option that is not given."""
+        return False if self.metavar is None else [] if self.repeated else self.default
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Declare the option to argparse."""
@@ -41,6 +57,8 @@ class Option:
             parser.add_argument(self.name, metavar=self.metavar, help=self.help)
         elif self.metavar is None:
             parser.add_argument(*names, action="store_true", help=self.help)
+        elif self.repeated:
+            parser.add_argument(*names, metavar=self.metavar, action="append", default=[], help=self.help)
         else:
             parser.add_argument(*names, metavar=self.metavar, default=self.default, help=self.help)
 
@@ -49,9 +67,7 @@ def quick_parse(table: Sequence[Option], arguments: Sequence[str]) -> SimpleName
     """Return what argparse would make of `arguments` where that is plain to see, else None."""
     by_name = {option.name: option for option in table}
     positional = [option for option in table if not option.name.startswith("-")]
-    values: dict[str, object] = {
-        option.key: False if option.metavar is None else option.default for option in table if option not in positional
-    }
+    values = {option.key: option.absent() for option in table if option not in positional}
     remaining = iter(arguments)
     for argument in remaining:
         option = by_name.get(argument) if argument.startswith("-") else positional.pop(0) if positional else None
@@ -65,7 +81,7 @@ def quick_parse(table: Sequence[Option], arguments: Sequence[str]) -> SimpleName
             value = next(remaining, "-")
             if value.startswith("-"):
                 return None
-            values[option.key] = value
+            values[option.key] = [*values[option.key], value] if option.repeated else value
     return None if positional else SimpleNamespace(**values)
 
 

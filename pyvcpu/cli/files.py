@@ -1,0 +1,64 @@
+"""The files that a machine is given beside its image: initrds and disks."""
+
+from __future__ import annotations
+
+import os
+
+from ..devices.virtio_blk import DiskFile, VirtioBlk
+from ..errors import ConfigError
+from ..machine import read_image
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Sequence
+
+
+def read_initrd(text: str | None, limit: int) -> list[tuple[str, bytes]]:
+    """Read the files that --initrd names; return the command line and the content of each.
+
+    `text` is a file, or for Multiboot a list as QEMU takes it: `FILE[ ARGUMENTS],...`. Raise ConfigError for a file
+    that cannot be read.
+    """
+    if text is None:
+        return []
+    lines = [text] if os.path.exists(text) else text.split(",")
+    return [(line, _read(line if os.path.exists(line) else line.split(" ")[0], limit)) for line in lines]
+
+
+def _read(path: str, limit: int) -> bytes:
+    try:
+        return read_image(path, limit)
+    except OSError as error:
+        raise ConfigError(f"--initrd {path}: {error.strerror}") from None
+
+
+class Disks:
+    """The disks of `--disk FILE[,ro]`, open from creation to close()."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.devices: list[VirtioBlk] = []
+        self._fds: list[int] = []
+        try:
+            for text in texts:
+                self._open(text)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, text: str) -> None:
+        path, comma, option = text.rpartition(",") if not os.path.exists(text) and "," in text else (text, "", "")
+        if comma and option not in ("ro", "rw"):
+            raise ConfigError(f"--disk takes FILE or FILE,ro, not {text!r}")
+        readonly = option == "ro"
+        try:
+            fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError as error:
+            hint = "; add ,ro to only read it" if isinstance(error, PermissionError) and not readonly else ""
+            raise ConfigError(f"--disk {path}: {error.strerror}{hint}") from None
+        self._fds.append(fd)
+        self.devices.append(VirtioBlk(DiskFile(fd, path, readonly=readonly), f"disk{len(self.devices)}"))
+
+    def close(self) -> None:
+        """Close the files; closing again does nothing."""
+        while self._fds:
+            os.close(self._fds.pop())
