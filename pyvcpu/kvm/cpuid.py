@@ -35,7 +35,11 @@ class CpuidTable:
     @classmethod
     def of(cls, entries: Iterable[kvm_cpuid_entry2]) -> CpuidTable:
         """Make a table of copies of `entries`."""
-        raw = b"".join(map(bytes, entries))
+        return cls.from_bytes(b"".join(map(bytes, entries)))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes | bytearray) -> CpuidTable:
+        """Make a table of what bytes() of one gives: entries of 40 bytes each."""
         head = kvm_cpuid2(nent=len(raw) // ENTRY)
         return cls(ctypes.create_string_buffer(bytes(head) + raw, HEAD + len(raw)), head.nent)
 

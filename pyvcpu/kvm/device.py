@@ -6,6 +6,33 @@ from .fd import Fd
 
 
 class DeviceFd(Fd):
-    """An in-kernel device of a VM."""
+    """An in-kernel device of a VM: attributes, by group and number, with data that each of them defines."""
 
     __slots__ = ()
+
+    def has_device_attr(self, group: int, attr: int) -> bool:
+        """Tell whether the device has the attribute (KVM_HAS_DEVICE_ATTR, api.rst 4.81).
+
+        Needs KVM_CAP_DEVICE_CTRL.
+        """
+        from .attributes import has_attribute
+
+        return has_attribute(self, group, attr)
+
+    def get_device_attr(self, group: int, attr: int, size: int = 8) -> bytes:
+        """Return the first `size` bytes (at most 4096) of an attribute (KVM_GET_DEVICE_ATTR, api.rst 4.80).
+
+        Needs KVM_CAP_DEVICE_CTRL.
+        """
+        from .attributes import get_attribute
+
+        return get_attribute(self, group, attr, size)
+
+    def set_device_attr(self, group: int, attr: int, data: bytes) -> None:
+        """Set an attribute to `data`, at most 4096 bytes (KVM_SET_DEVICE_ATTR, api.rst 4.80).
+
+        Needs KVM_CAP_DEVICE_CTRL.
+        """
+        from .attributes import set_attribute
+
+        set_attribute(self, group, attr, data)

@@ -60,7 +60,7 @@ class KvmError(PyvcpuError, OSError):
         super().__init__(errno, os.strerror(errno) if errno else "")
         self.ioctl = ioctl
         self.where = where
-        self.hint = hint or HINTS.get((ioctl, errno)) or HINTS.get(("", errno), "")
+        self.hint = hint or HINTS.get((ioctl, errno)) or _rare_hint(ioctl, errno) or HINTS.get(("", errno), "")
 
     def __str__(self) -> str:
         who = f"{self.where}: {self.ioctl}" if self.where else self.ioctl
@@ -71,6 +71,12 @@ class KvmError(PyvcpuError, OSError):
 
     def __reduce__(self) -> tuple[type[KvmError], tuple[str, int, str, str]]:
         return type(self), (self.ioctl, self.errno or 0, self.where, self.hint)
+
+
+def _rare_hint(ioctl: str, code: int) -> str:
+    from .hints import RARE_HINTS
+
+    return RARE_HINTS.get((ioctl, code), "")
 
 
 def explain_open(path: str, error: OSError) -> KvmError:

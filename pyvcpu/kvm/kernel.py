@@ -10,6 +10,7 @@ from functools import partial
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
+    from mmap import mmap as Mapping
 
 
 class Kernel:
@@ -48,6 +49,10 @@ class Kernel:
     def mmap(self, fd: int, length: int) -> mmap.mmap:
         """Map the first `length` bytes of `fd`, shared with the kernel."""
         return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def mmap_at(self, fd: int, length: int, offset: int) -> Mapping:
+        """Map `length` bytes of `fd` from `offset` on, both in bytes and whole pages."""
+        return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
 
     def close(self, fd: int) -> None:
         """Close `fd`."""

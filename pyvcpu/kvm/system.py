@@ -11,18 +11,15 @@ from .fd import U32, Fd, in_range
 from .kernel import Kernel
 from .vm import VmFd
 
+TYPE_CHECKING = False
+
 DEVICE = "/dev/kvm"
 
 
-class Kvm(Fd):
-    """An open /dev/kvm: what this host's KVM can do, and where VMs come from.
+class KvmCore(Fd):
+    """What every boot needs of Kvm."""
 
-    >>> with Kvm() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
-    ...     vcpu.get_regs().rip
-    65520
-    """
-
-    __slots__ = ("path",)
+    __slots__ = ("mmap_size", "path")
 
     def __init__(self, path: str = DEVICE, kernel: Kernel | None = None) -> None:
         """Open `path` and ask KVM_GET_API_VERSION.
@@ -36,6 +33,7 @@ class Kvm(Fd):
             raise explain_open(path, error) from None
         super().__init__(kernel, fd)
         self.path = path
+        self.mmap_size = 0
         try:
             self._require_api_version()
         except BaseException:
@@ -74,10 +72,14 @@ class Kvm(Fd):
 
     def get_vcpu_mmap_size(self) -> int:
         """Return how many bytes of a vCPU's fd to map (KVM_GET_VCPU_MMAP_SIZE, api.rst 4.5)."""
-        return self.ioctl(abi.KVM_GET_VCPU_MMAP_SIZE)
+        self.mmap_size = self.ioctl(abi.KVM_GET_VCPU_MMAP_SIZE)
+        return self.mmap_size
 
     def get_supported_cpuid(self) -> CpuidTable:
-        """Return the CPUID leaves that KVM can show a guest (KVM_GET_SUPPORTED_CPUID, api.rst 4.46)."""
+        """Return the CPUID leaves that KVM can show a guest (KVM_GET_SUPPORTED_CPUID, api.rst 4.46).
+
+        Needs KVM_CAP_EXT_CPUID.
+        """
         return CpuidTable.fetch(self, abi.KVM_GET_SUPPORTED_CPUID)
 
     def create_vm(self, vm_type: int = 0) -> VmFd:
@@ -88,7 +90,38 @@ class Kvm(Fd):
         in_range("a VM type", vm_type, U32)
         while True:
             try:
-                return VmFd(self.kernel, self.ioctl(abi.KVM_CREATE_VM, vm_type))
+                return VmFd(self.kernel, self.ioctl(abi.KVM_CREATE_VM, vm_type), "", self)
             except KvmError as error:
                 if error.errno != errno.EINTR:
                     raise
+
+
+if TYPE_CHECKING:
+    from .system_more import KvmMore as _KvmBase
+else:
+    _KvmBase = KvmCore
+
+
+class Kvm(_KvmBase):
+    """An open /dev/kvm: what this host's KVM can do, and where VMs come from.
+
+    Its rarer methods are in system_more, which is imported when the first of them is asked for.
+
+    >>> with Kvm() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+    ...     vcpu.get_regs().rip
+    65520
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            from . import themes as themes  # gives Kvm, VmFd and VcpuFd the rest of their bases
+
+            return object.__getattribute__(self, name)
+
+        def __dir__(self) -> list[str]:
+            from . import themes as themes
+
+            return list(object.__dir__(self))

@@ -1,0 +1,112 @@
+"""The rings that KVM fills while guests run: coalesced writes, dirty pages. Nobody needs an ioctl to read them."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from struct import Struct
+
+from .abi.ioevent import KVM_COALESCED_MMIO_MAX
+from .abi.memory import KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET
+from .fd import PAGE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    import mmap
+    from typing import Self
+
+INDICES = Struct("<II")  # kvm_coalesced_mmio_ring: first, last
+FIRST = Struct("<I")
+WRITE = Struct("<QII8s")  # kvm_coalesced_mmio: phys_addr, len, pio, data
+DIRTY = Struct("<IIQ")  # kvm_dirty_gfn: flags, slot, offset
+
+
+class CoalescedWrite:
+    """A write that waited in the ring: `data` to `address`, a port if `pio`."""
+
+    __slots__ = __match_args__ = ("address", "data", "pio")
+
+    def __init__(self, address: int, data: bytes, pio: bool) -> None:
+        self.address = address
+        self.data = data
+        self.pio = pio
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CoalescedWrite):
+            return False
+        return (self.address, self.data, self.pio) == (other.address, other.data, other.pio)
+
+    def __hash__(self) -> int:
+        return hash((self.address, self.data, self.pio))
+
+    def __repr__(self) -> str:
+        return f"CoalescedWrite({self.address:#x}, {self.data!r}, pio={self.pio})"
+
+
+class CoalescedRing:
+    """Writes to coalesced zones, in their order; one ring for all vCPUs of a VM. `lock` is held while draining.
+
+    It lies in a vCPU's mapping: drain() raises ValueError once that is closed.
+    """
+
+    __slots__ = ("_at", "_run", "lock")
+
+    def __init__(self, run: mmap.mmap, at: int) -> None:
+        if len(run) < at + PAGE:
+            raise ValueError(f"the ring is at {at:#x} in the mapping of a vCPU, longer than {len(run):#x}")
+        self._run = run
+        self._at = at
+        self.lock = allocate_lock()
+
+    def drain(self) -> list[CoalescedWrite]:
+        """Take all writes out of the ring. Do it before serving any exit that they might come before."""
+        writes = []
+        with self.lock:
+            first, last = INDICES.unpack_from(self._run, self._at)
+            while first != last and first < KVM_COALESCED_MMIO_MAX:
+                place = self._at + INDICES.size + first * WRITE.size
+                address, length, pio, data = WRITE.unpack_from(self._run, place)
+                writes.append(CoalescedWrite(address, data[:length], bool(pio)))
+                first = (first + 1) % KVM_COALESCED_MMIO_MAX
+                FIRST.pack_into(self._run, self._at, first)
+        return writes
+
+
+class DirtyRing:
+    """The pages that one vCPU wrote, as (slot, page within the slot). `lock` is held while harvesting.
+
+    KVM_RUN ends with KVM_EXIT_DIRTY_RING_FULL when it is nearly full: harvest(), then VmFd.reset_dirty_rings(). api.rst
+    8.29 has the protocol: the kernel sets DIRTY in an entry, we RESET, and the ioctl frees it.
+    """
+
+    __slots__ = ("_map", "_next", "entries", "lock")
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self._map = mapping
+        self._next = 0
+        self.entries = len(mapping) // DIRTY.size
+        self.lock = allocate_lock()
+
+    def harvest(self) -> list[tuple[int, int]]:
+        """Take all new entries, in their order; no others until VmFd.reset_dirty_rings() frees their places."""
+        found = []
+        with self.lock:
+            for _ in range(self.entries):
+                place = self._next * DIRTY.size
+                if self._map[place] & 3 != KVM_DIRTY_GFN_F_DIRTY:
+                    break
+                _, slot, offset = DIRTY.unpack_from(self._map, place)
+                self._map[place] = KVM_DIRTY_GFN_F_RESET
+                found.append((slot, offset))
+                self._next = (self._next + 1) % self.entries
+        return found
+
+    def close(self) -> None:
+        """Unmap the ring; doing so again does nothing."""
+        with self.lock:
+            self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

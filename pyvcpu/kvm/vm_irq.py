@@ -1,0 +1,151 @@
+"""VmFd's methods for interrupts: lines, controllers, timer, routes, event file descriptors, messages."""
+
+from __future__ import annotations
+
+import ctypes
+
+from .abi import irq as abi
+from .fd import U32, U64, fd_number, in_range
+from .registration import Registration
+from .routes import Route
+from .vm import VmCore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Iterable
+
+    from .fd import HasFileno
+
+CHIPS = abi.KVM_NR_IRQCHIPS - 1
+MAX_ROUTES = 4096
+
+
+class VmIrq(VmCore):
+    """The part of VmFd about interrupts."""
+
+    __slots__ = ()
+
+    def irq_line(self, gsi: int, level: bool | int) -> None:
+        """Raise (1) or lower (0) a line of the controllers in the kernel (KVM_IRQ_LINE, api.rst 4.25).
+
+        Needs KVM_CAP_IRQCHIP.
+        """
+        self.ioctl(abi.KVM_IRQ_LINE, _level(gsi, level))
+
+    def irq_line_status(self, gsi: int, level: bool | int) -> int:
+        """Do what irq_line() does; return how many vCPUs it reached, 0 when it was merged with one that is pending.
+
+        -1: it was masked. KVM_IRQ_LINE_STATUS, api.rst 4.25. Needs KVM_CAP_IRQ_INJECT_STATUS.
+        """
+        request = _level(gsi, level)
+        self.ioctl(abi.KVM_IRQ_LINE_STATUS, request)
+        return int(request.status)
+
+    def get_irqchip(self, chip_id: int) -> abi.kvm_irqchip:
+        """Read a controller: abi.KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC (KVM_GET_IRQCHIP, api.rst 4.26).
+
+        Needs KVM_CAP_IRQCHIP.
+        """
+        chip = abi.kvm_irqchip(chip_id=in_range("a controller", chip_id, CHIPS))
+        self.ioctl(abi.KVM_GET_IRQCHIP, chip)
+        return chip
+
+    def set_irqchip(self, chip: abi.kvm_irqchip) -> None:
+        """Write the controller that `chip.chip_id` names (KVM_SET_IRQCHIP, api.rst 4.27). Needs KVM_CAP_IRQCHIP."""
+        self.ioctl(abi.KVM_SET_IRQCHIP, chip)
+
+    def create_pit(self) -> None:
+        """Create a timer (8254) in the kernel; create_pit2() is the newer one.
+
+        KVM_CREATE_PIT. Needs KVM_CAP_PIT.
+        """
+        self.ioctl(abi.KVM_CREATE_PIT)
+
+    def create_pit2(self, flags: int = 0) -> None:
+        """Create a timer (8254) in the kernel, after the controllers; `flags`: abi.KVM_PIT_SPEAKER_DUMMY.
+
+        KVM_CREATE_PIT2, api.rst 4.71. Needs KVM_CAP_PIT2.
+        """
+        self.ioctl(abi.KVM_CREATE_PIT2, abi.kvm_pit_config(in_range("flags", flags, U32)))
+
+    def get_pit(self) -> abi.kvm_pit_state:
+        """Read the timer (KVM_GET_PIT). Needs KVM_CAP_PIT."""
+        state = abi.kvm_pit_state()
+        self.ioctl(abi.KVM_GET_PIT, state)
+        return state
+
+    def set_pit(self, state: abi.kvm_pit_state) -> None:
+        """Write the timer (KVM_SET_PIT). Needs KVM_CAP_PIT."""
+        self.ioctl(abi.KVM_SET_PIT, state)
+
+    def get_pit2(self) -> abi.kvm_pit_state2:
+        """Read the timer with its flags (KVM_GET_PIT2, api.rst 4.72). Needs KVM_CAP_PIT_STATE2."""
+        state = abi.kvm_pit_state2()
+        self.ioctl(abi.KVM_GET_PIT2, state)
+        return state
+
+    def set_pit2(self, state: abi.kvm_pit_state2) -> None:
+        """Write the timer with its flags (KVM_SET_PIT2, api.rst 4.73). Needs KVM_CAP_PIT_STATE2."""
+        self.ioctl(abi.KVM_SET_PIT2, state)
+
+    def reinject_control(self, pit_reinject: bool) -> None:
+        """Say whether ticks of the timer that the guest missed are made up for, as they are at first.
+
+        KVM_REINJECT_CONTROL, api.rst 4.99. Needs KVM_CAP_REINJECT_CONTROL.
+        """
+        control = abi.kvm_reinject_control(pit_reinject=in_range("pit_reinject", pit_reinject, 1))
+        # Numbered as if it took a plain value, it takes a pointer.
+        self.ioctl(abi.KVM_REINJECT_CONTROL, ctypes.addressof(control))
+
+    def set_boot_cpu_id(self, vcpu_id: int) -> None:
+        """Choose the vCPU that starts first, before any is created (KVM_SET_BOOT_CPU_ID, api.rst 4.41).
+
+        Needs KVM_CAP_SET_BOOT_CPU_ID.
+        """
+        self.ioctl(abi.KVM_SET_BOOT_CPU_ID, in_range("a vCPU id", vcpu_id, U32))
+
+    def set_gsi_routing(self, routes: Iterable[Route]) -> None:
+        """Set where all lines go: IrqchipRoute, MsiRoute, HvSintRoute or XenEvtchnRoute each; a line may have several.
+
+        KVM_SET_GSI_ROUTING, api.rst 4.52. Needs KVM_CAP_IRQ_ROUTING.
+        """
+        entries = [_entry(route) for route in routes]
+        if len(entries) > MAX_ROUTES:
+            raise ValueError(f"at most {MAX_ROUTES} routes, not {len(entries)}")
+        raw = bytes(abi.kvm_irq_routing(nr=len(entries))) + b"".join(map(bytes, entries))
+        self.ioctl(abi.KVM_SET_GSI_ROUTING, ctypes.create_string_buffer(raw, len(raw)))
+
+    def irqfd(self, eventfd: int | HasFileno, gsi: int, resamplefd: int | HasFileno | None = None) -> Registration:
+        """Raise line `gsi` when `eventfd` is written to, until the registration is closed.
+
+        With `resamplefd` the line is level-triggered: it stays up until the guest acknowledges it, which signals
+        `resamplefd`. KVM_IRQFD, api.rst 4.75. Needs KVM_CAP_IRQFD; KVM_CAP_IRQFD_RESAMPLE for `resamplefd`.
+        """
+        request = abi.kvm_irqfd(fd_number("an eventfd", eventfd), in_range("a GSI", gsi, U32))
+        if resamplefd is not None:
+            request.flags = abi.KVM_IRQFD_FLAG_RESAMPLE
+            request.resamplefd = fd_number("a resamplefd", resamplefd)
+        self.ioctl(abi.KVM_IRQFD, request)
+        undo = abi.kvm_irqfd(request.fd, gsi, abi.KVM_IRQFD_FLAG_DEASSIGN)
+        return Registration(f"irqfd {request.fd} for GSI {gsi}", lambda: self.ioctl(abi.KVM_IRQFD, undo))
+
+    def signal_msi(self, address: int, data: int, devid: int | None = None) -> int:
+        """Send a message-signalled interrupt; return 1 when it was delivered, 0 when the guest blocks it.
+
+        KVM_SIGNAL_MSI, api.rst 4.71. Needs KVM_CAP_SIGNAL_MSI; KVM_CAP_MSI_DEVID for `devid`.
+        """
+        in_range("a message's address", address, U64)
+        request = abi.kvm_msi(address & U32, address >> 32, in_range("a message's data", data, U32))
+        if devid is not None:
+            request.flags, request.devid = abi.KVM_MSI_VALID_DEVID, in_range("a device id", devid, U32)
+        return self.ioctl(abi.KVM_SIGNAL_MSI, request)
+
+
+def _level(gsi: int, level: bool | int) -> abi.kvm_irq_level:
+    return abi.kvm_irq_level(irq=in_range("a GSI", gsi, U32), level=in_range("a level", level, 1))
+
+
+def _entry(route: Route) -> abi.kvm_irq_routing_entry:
+    if not isinstance(route, Route):
+        raise TypeError(f"a route must be an IrqchipRoute, MsiRoute, HvSintRoute or XenEvtchnRoute, not {route!r}")
+    return route.entry()
