@@ -149,7 +149,7 @@ def image_key(uris: str, pins: list[str]) -> str:
     files = sorted(line.split(maxsplit=1)[1] for line in uris.splitlines() if line.startswith("'"))
     for part in [*files, *pins]:
         key.update(part.encode() + b"\n")
-    for name in ("image.py", "cpio.py", "init", "guest-init"):
+    for name in ("image.py", "cpio.py", "init", "guest-init", "hold.py"):
         key.update((HERE / name).read_bytes())
     return key.hexdigest()[:16]
 
@@ -200,6 +200,7 @@ def build(folder: Path, packages: list[str], pins: list[str]) -> Path:
         archive.add("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
         archive.add("etc/hosts", b"127.0.0.1 localhost rig\n")
         archive.add("init", (HERE / "init").read_bytes(), stat.S_IFREG | 0o755)
+        archive.add("rig/hold.py", (HERE / "hold.py").read_bytes())
         archive.add(GUEST_KERNEL, kernel.read_bytes())
         archive.add(GUEST_INITRD, guest_initrd(root, version, kept))
         archive.close()
