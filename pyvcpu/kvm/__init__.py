@@ -15,3 +15,43 @@ from .system import DEVICE as DEVICE
 from .system import Kvm as Kvm
 from .vcpu import VcpuFd as VcpuFd
 from .vm import VmFd as VmFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True; __getattr__ does it at run time
+    from .msrs import MsrError as MsrError
+    from .msrs import MsrFilterRange as MsrFilterRange
+    from .registration import Registration as Registration
+    from .rings import CoalescedRing as CoalescedRing
+    from .rings import CoalescedWrite as CoalescedWrite
+    from .rings import DirtyRing as DirtyRing
+    from .routes import HvSintRoute as HvSintRoute
+    from .routes import IrqchipRoute as IrqchipRoute
+    from .routes import MsiRoute as MsiRoute
+    from .routes import Route as Route
+    from .routes import XenEvtchnRoute as XenEvtchnRoute
+    from .stats import Statistic as Statistic
+    from .stats import StatsFd as StatsFd
+    from .vm_memory import GuestMemfd as GuestMemfd
+
+_LATER = {
+    "msrs": ("MsrError", "MsrFilterRange"),
+    "registration": ("Registration",),
+    "rings": ("CoalescedRing", "CoalescedWrite", "DirtyRing"),
+    "routes": ("HvSintRoute", "IrqchipRoute", "MsiRoute", "Route", "XenEvtchnRoute"),
+    "stats": ("Statistic", "StatsFd"),
+    "vm_memory": ("GuestMemfd",),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what a boot does not need at its first use."""
+    for module, names in _LATER.items():
+        if name in names:
+            from importlib import import_module
+
+            return vars(import_module(f"{__name__}.{module}"))[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(name for names in _LATER.values() for name in names)})

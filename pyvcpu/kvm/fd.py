@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 
+from .abi.base import Ioctl
 from .errors import HINTS, KvmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from typing import Protocol, Self
 
-    from .abi.base import Ioctl
     from .kernel import Kernel
 
     class HasFileno(Protocol):
@@ -51,6 +51,8 @@ class Fd:
         varying length behind their head), or 0 for none. Raise KvmError, which names the request, where the kernel
         refuses it, and `where` or this fd's own.
         """
+        if not isinstance(request, Ioctl):
+            raise TypeError(f"a request must be an Ioctl, such as abi.KVM_RUN, not {request!r}")
         if isinstance(argument, int):
             value = argument
             if value and (request.argument is not None or not 0 < value <= U64):

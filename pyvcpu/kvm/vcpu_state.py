@@ -129,6 +129,7 @@ class VcpuState(VcpuCore):
 
     def set_xcrs(self, values: Mapping[int, int]) -> None:
         """Write extended control registers by number (KVM_SET_XCRS, api.rst 4.45). Needs KVM_CAP_XCRS."""
+        values = dict(values)
         if len(values) > abi.KVM_MAX_XCRS:
             raise ValueError(f"at most {abi.KVM_MAX_XCRS} registers, not {len(values)}")
         xcrs = abi.kvm_xcrs(nr_xcrs=len(values))

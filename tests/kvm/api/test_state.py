@@ -309,6 +309,12 @@ def test_a_guest_without_kvmclock_is_not_told_of_a_stop(vcpu: VcpuFd) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+def test_a_guest_with_kvmclock_is_told_of_a_stop(guest: Guest) -> None:
+    msr_kvm_system_time_new = 0x4B564D01  # Documentation/virt/kvm/x86/msr.rst; bit 0 enables
+    guest.vcpu.set_msrs([(msr_kvm_system_time_new, 0x3001)])
+    guest.vcpu.kvmclock_ctrl()
+
+
 def test_performance_events(vm: VmFd) -> None:
     def deny() -> None:
         vm.set_pmu_event_filter(abi.KVM_PMU_EVENT_DENY, [0xC0, 0x3C])
@@ -362,6 +368,7 @@ def test_vcpu_capabilities(vcpu: VcpuFd, irq_vm_vcpu: Callable[[], VcpuFd]) -> N
     assert isinstance(vm, VmFd)
     if vm.check_extension(Cap.HYPERV_SYNIC2):
         other.enable_cap(Cap.HYPERV_SYNIC2)
+    vcpu.enable_cap(Cap.ENFORCE_PV_FEATURE_CPUID, 1)
     with pytest.raises(KvmError, match="turned on") as caught:
         vcpu.enable_cap(Cap.USER_MEMORY)
     assert caught.value.errno == errno.EINVAL
