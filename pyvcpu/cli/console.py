@@ -115,12 +115,17 @@ class Terminal:
             _set_attributes(saved)
 
 
+def _in_foreground() -> bool | None:
+    """Return whether we have standard input; None when it is no terminal, or not the one that controls us."""
+    try:
+        return os.tcgetpgrp(STDIN) == os.getpgrp()
+    except OSError:
+        return None
+
+
 def _attributes() -> list[Any] | None:
     """Return the terminal's attributes; None where we are not in the foreground of one, or it has been hung up."""
-    try:
-        if os.tcgetpgrp(STDIN) != os.getpgrp():
-            return None
-    except OSError:  # no terminal, or not the one that controls this process
+    if not _in_foreground():
         return None
     import termios
 
@@ -192,8 +197,12 @@ class Input:
         poll = select.poll()
         poll.register(STDIN, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        while any(fd == self._wake for fd, _ in poll.poll()):
-            os.eventfd_read(self._wake)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            elif _in_foreground() is not False or _stop_in_background():
+                break
             with self._lock:
                 if self._closed:
                     return b""
@@ -278,6 +287,16 @@ def _give(serial: Serial, data: bytes) -> None:
     """Wait until the guest has taken all of `data`, or the port is closed."""
     while data and serial.wait_room():
         data = data[serial.receive(data) :]
+
+
+def _stop_in_background() -> bool:
+    """Stop, as whoever reads a terminal in the background, until `fg`; return whether that was of no use.
+
+    Not by reading: when the read goes on, it would wait for a line, before the terminal is raw.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTTIN,))  # this thread was made by a vCPU's, which blocks it
+    signal.raise_signal(signal.SIGTTIN)
+    return not _in_foreground()
 
 
 def _interrupt() -> None:

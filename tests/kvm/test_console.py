@@ -41,6 +41,21 @@ IN_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
+# The same as a shell with job control: the command starts in the background, and comes to the foreground when it stops.
+IN_BACKGROUND = """
+import fcntl, os, signal, subprocess, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = subprocess.Popen(sys.argv[1:], process_group=0)
+_, status = os.waitpid(job.pid, os.WUNTRACED)
+assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTTIN, status
+os.tcsetpgrp(0, job.pid)
+os.kill(job.pid, signal.SIGCONT)
+status = job.wait()
+os.tcsetpgrp(0, os.getpgrp())
+sys.exit(status)
+"""
+
 
 class Terminal:
     """A terminal, and `pyvcpu boot` in its foreground."""
@@ -51,9 +66,9 @@ class Terminal:
         self.process: subprocess.Popen[bytes] | None = None
         self.shown = b""
 
-    def boot(self, image: Path, *arguments: object) -> None:
+    def boot(self, image: Path, *arguments: object, launcher: str = IN_TERMINAL) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", IN_TERMINAL, *command("boot", image, *arguments)],
+            [sys.executable, "-c", launcher, *command("boot", image, *arguments)],
             stdin=self.slave,
             stdout=self.slave,
             stderr=subprocess.PIPE,
@@ -192,6 +207,17 @@ def test_after_a_stop_the_terminal_is_raw_again(echo: Terminal) -> None:
     until(echo.is_raw)
     echo.type(b"\x03.")
     assert echo.see(b".") == b"\x03."
+
+
+def test_in_the_background_it_stops_at_a_key_and_goes_on_in_the_foreground(terminal: Terminal) -> None:
+    terminal.boot(ECHO, "--timeout", LONG, launcher=IN_BACKGROUND)
+    terminal.type(b"x\n")
+    terminal.see(b"x\r\nx\r\n")  # the terminal's echo, and the guest's
+    terminal.type(b"\x03.")
+    assert terminal.see(b".") == b"\x03."
+    assert terminal.is_raw()
+    terminal.type(b"\x01x")
+    assert terminal.end()[0] == 0
 
 
 def test_what_is_typed_ahead_is_not_lost(terminal: Terminal) -> None:
