@@ -40,8 +40,8 @@ def plan(image: bytes, target: Target, format: str | None = None) -> Plan:
     made = _loader(name)(image, target)
     if made.format in BARE and (target.initrd or target.append):
         raise ImageError(
-            f"an initrd or a command line can be given to Linux, Multiboot and PVH images only; this is taken for"
-            f" a {made.format} image"
+            "an initrd or a command line can be given to Linux, Multiboot and PVH images only; this one is taken"
+            f" for {made.format}"
         )
     return made
 
