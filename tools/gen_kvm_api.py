@@ -3,7 +3,7 @@
 
     tools/gen_kvm_api.py                  write the page
     tools/gen_kvm_api.py --record HOST    run the tests of the API here first, and record the answers under HOST
-    tools/gen_kvm_api.py --merge HOST     read the answers from standard input, where --record wrote them as its last line
+    tools/gen_kvm_api.py --merge HOST     read the answers that --record wrote as its last line
 
 HOST is a kind of KVM: pvm, amd or intel. The record is tests/kvm/api/hosts.json. For amd, in the rig (docs/rig.md):
 
@@ -62,9 +62,9 @@ with Kvm() as kvm, kvm.create_vm() as vm:
   `with`.
 - Rarer methods are imported when the first of them is asked for: on an object, not on its class.
 
-*Since* is the kernel that brought the request to x86. *pvm* is kvm_pvm, a KVM without hardware support; *amd* is kvm_amd.
-There, "works" is what the tests saw succeed, an error name is the answer that they expect from that host, and a dash is
-not tried yet.
+*Since* is the kernel that brought the request to x86. *pvm* is kvm_pvm, a KVM without hardware support, under Linux 6.18;
+*amd* is kvm_amd under Debian's Linux 6.1. There, "works" is what the tests saw succeed, an error name is the answer that
+they expect from that host, and a dash is not tried yet.
 """
 
 

@@ -94,6 +94,7 @@ RARE_HINTS: dict[tuple[str, int], str] = {
     ("KVM_GET_DEVICE_ATTR", errno.EPERM): "there is no such attribute, or it cannot be read",
     ("KVM_HAS_DEVICE_ATTR", errno.EPERM): "there is no such attribute",
     ("KVM_MEMORY_ENCRYPT_OP", errno.ENOTTY): NOT_ENCRYPTED,
+    ("KVM_MEMORY_ENCRYPT_OP", errno.EINVAL): "the VM is not of an encrypted type, or the command or its data are wrong",
     ("KVM_MEMORY_ENCRYPT_REG_REGION", errno.ENOTTY): NOT_ENCRYPTED,
     ("KVM_MEMORY_ENCRYPT_UNREG_REGION", errno.ENOTTY): NOT_ENCRYPTED,
     ("KVM_XEN_HVM_CONFIG", errno.EINVAL): "an MSR from 0x40000000 to 0x4fffffff, and flags that this KVM knows",

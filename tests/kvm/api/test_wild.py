@@ -21,6 +21,7 @@ from pyvcpu.kvm.catalogue import entries
 
 from .conftest import DEVICE
 
+EXAMPLES = 4 if os.environ.get("PYVCPU_HOST") else 40  # an emulated host is slow
 # Not called: what ends the test (close), what waits for a guest (run), what hands out raw access (ioctl).
 LEFT_OUT = {"close", "run", "ioctl"}
 METHODS = sorted(
@@ -55,7 +56,7 @@ def calls(target: Any, method: str) -> None:
     keywords = {p.name: WILD for p in parameters if p.kind is p.KEYWORD_ONLY}
     places = [WILD for p in parameters if p.kind is not p.KEYWORD_ONLY]
 
-    @hypothesis.settings(max_examples=40, database=None, deadline=None, derandomize=True)
+    @hypothesis.settings(max_examples=EXAMPLES, database=None, deadline=None, derandomize=True)
     @hypothesis.given(st.tuples(*places), st.fixed_dictionaries(keywords))
     def once(positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         try:
