@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .devices.debug import CONSOLE_PORT, EXIT_PORT, DebugConsole, DebugExit
+from .devices.debug import CONSOLE_PORT, EXIT_PORT, After, DebugConsole, DebugExit
 from .devices.reset import RESET_CONTROL_PORT, KeyboardController, ResetControl
 from .devices.serial import COM1, COM1_IRQ, Serial
 from .errors import ConfigError
@@ -22,13 +22,15 @@ if TYPE_CHECKING:  # mypy reads this as True
 # Where virtio devices are: in the hole below 4 GiB, on the IOAPIC's pins that no ISA device has.
 VIRTIO_BASE, VIRTIO_STRIDE = 0xD000_0000, 0x1000
 VIRTIO_FIRST_GSI, VIRTIO_MOST = 16, 8
+WORTH_COLLECTING = 256  # bytes: a guest that says less is served before a thread to look after the ring would pay
 
 
 class Board:
     """What every machine has at once (COM1, debug console and exit, reset ports), and what comes with interrupts.
 
-    `set_line(gsi, level)` drives an interrupt line, from any thread. `stop(reason, status)` ends the run; status None
-    is the reason's own.
+    `output` gets what COM1 and the debug console say; `collect()` is called once the latter has said a good deal, to
+    have its writes collected by KVM. `set_line(gsi, level)` drives an interrupt line, from any thread.
+    `stop(reason, status)` ends the run; status None is the reason's own.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Board:
         memory: GuestMemory,
         *,
         output: Callable[[bytes], object],
+        collect: Callable[[], object],
         on_listen: Callable[[], object] | None,
         set_line: SetLine,
         stop: Stop,
@@ -53,7 +56,7 @@ class Board:
         self._virtio: list[tuple[int, int, int]] = []  # address, length, GSI
         self.com1 = Serial(output, lambda level: set_line(COM1_IRQ, level), on_listen)
         ports.attach(COM1, Serial.LENGTH, self.com1)
-        ports.attach(CONSOLE_PORT, 1, DebugConsole(output))
+        ports.attach(CONSOLE_PORT, 1, DebugConsole(After(output, WORTH_COLLECTING, collect)))
         ports.attach(EXIT_PORT, DebugExit.LENGTH, DebugExit(lambda status: stop("exit", status)))
         ports.attach(RESET_CONTROL_PORT, 1, ResetControl(reset))
         KeyboardController(reset).attach_to(ports)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from time import monotonic
 
 from ..errors import ConfigError
 from ..outcome import Outcome
 from . import INTERRUPTED, USAGE, complain, say
-from .console import Input, Output, OutputError
+from .console import Input
 from .options import KVM_OPTION, Option, default_kvm
+from .output import TICK, Output, OutputError
 from .signals import Signalled, Signals, die_of
 
 TYPE_CHECKING = False
@@ -108,9 +110,16 @@ class Job:
             console.close()
 
     def _boot(self, console: Input) -> Outcome:
+        output = Output()
+        try:
+            return self._run_machine(console, output)
+        finally:
+            output.close()
+
+    def _run_machine(self, console: Input, output: Output) -> Outcome:
         from ..machine import Machine
 
-        options, output = self._options, Output()
+        options = self._options
         with Machine(
             self._memory,
             self._smp,
@@ -156,18 +165,33 @@ def _quit(machine: Machine, output: Output) -> None:
 
 def _run(machine: Machine, signals: Signals, output: Output, timeout: float | None) -> Outcome:
     """Do what Machine.run() does; a reader of our output that does not read cannot hold up the end."""
+    end = None if timeout is None else monotonic() + timeout
     machine.start()
     try:
         with signals:
             machine.resume()
-            outcome = machine.wait(timeout)
-            if outcome is None:
-                output.cancel()
+            # Most guests that only say something are done by now: they need no thread for their output.
+            outcome = machine.wait(TICK if timeout is None else min(TICK, timeout))
+        if outcome is None:
+            output.start()
+            with signals:
+                outcome = machine.wait(_left(end))
+        if outcome is None:
+            output.cancel()
+        with signals:
             machine.pause()
+        while outcome is not None and output.push():
+            with signals:
+                if not output.wait_room(_left(end)):
+                    outcome = None
     except Signalled:
         output.cancel()
         raise
     return outcome or Outcome("timeout")
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(end - monotonic(), 0)
 
 
 def number(option: str, text: str) -> int:

@@ -1,15 +1,13 @@
-"""Standard input and output as the guest's console."""
+"""Standard input as the guest's console."""
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
 import threading
 
 from ..devices.serial import IER, IER_RDI, LCR, LCR_DLAB, LSR, LSR_DR
-from ..errors import PyvcpuError
 from . import say
 from .keys import HELP_LINES, INTERRUPT, QUIT, SUMMARY, Keys
 
@@ -22,55 +20,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from ..devices.serial import Serial
 
-STDIN, STDOUT = 0, 1
-CHUNK = 4096  # at most PIPE_BUF: a pipe that poll() finds writable takes so much without blocking
-
-
-class OutputError(PyvcpuError):
-    """Standard output cannot be written."""
-
-
-class Output:
-    """What the guest says, to standard output, in the order and at the time it says it.
-
-    `write` runs on vCPU threads. `_lock` keeps one write whole. A reader that does not read stops the writer, which
-    stops that vCPU, until there is room or cancel() was called. When the reader has gone, `on_broken` is called and
-    what follows is dropped.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.poll()
-        self._poll.register(STDOUT, select.POLLOUT)
-        self._poll.register(self._cancel, select.POLLIN)
-        self._broken = False
-        self.on_broken: Callable[[], object] = bool
-
-    def write(self, data: bytes) -> None:
-        """Write all of `data`; raise OutputError when standard output takes nothing (a full disk, say)."""
-        with self._lock:
-            while data and not self._broken:
-                data = data[self._some(data) :]
-
-    def _some(self, data: bytes) -> int:
-        if any(fd == self._cancel for fd, _ in self._poll.poll()):
-            self._broken = True
-            return 0
-        try:
-            return os.write(STDOUT, data[:CHUNK])
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            self._broken = True
-            if error.errno != errno.EPIPE:
-                raise OutputError(f"standard output: {error.strerror}") from None
-            self.on_broken()
-            return 0
-
-    def cancel(self) -> None:
-        """Drop what is being written and what follows. Any thread, also while another one is in write()."""
-        os.eventfd_write(self._cancel, 1)
+STDIN = 0
+CHUNK = 4096
 
 
 class Terminal:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # mypy reads this as True
     ReadHandler = Callable[[Any, int, int], bytes | int]
     WriteHandler = Callable[[Any, int, bytes], object]
     Writer = Callable[[Any, bytes], object]  # a WriteHandler that knows its offset
+    # An access in one call, as a run loop wants it: made from a region and the offset in it.
+    Shortcut = Callable[[Any, bytes], object]
 
     class Device(Protocol):
         """What Bus.attach takes: a device that does not ask who the initiator is."""
@@ -54,6 +56,24 @@ class Region:
         self.direct = direct
         self.name = name
 
+    def writer(self, offset: int) -> Writer | None:
+        """Return the write handler with `offset` bound to it; None when the region takes no writes."""
+        write = self.write
+        if write is None:
+            return None
+        if self.direct is not None and not offset:
+            return self.direct
+        return lambda initiator, data: write(initiator, offset, data)
+
+    def answer(self, initiator: object, offset: int, size: int) -> bytes:
+        """Read `size` bytes, all ones when the region gives none; raise TypeError or ValueError at other results."""
+        if self.read is None:
+            return b"\xff" * size
+        value = self.read(initiator, offset, size)
+        if isinstance(value, bytes) and len(value) == size:
+            return value
+        return _little_endian(self, value, size)
+
     def __repr__(self) -> str:
         return f"{self.start:#x}-{self.stop - 1:#x} ({self.name})"
 
@@ -65,12 +85,15 @@ class Bus:
     of its first byte, whatever its width. Where nothing answers, reads give all ones and writes are dropped,
     as on a PC.
 
+    `shortcuts` is for run loops: what learn() made of accesses that they have met, by a key of theirs. It is emptied
+    whenever a range is claimed or released, and lives as long as the bus: run loops keep its `get`.
+
     Threads: lookups and accesses may run in any thread and take no lock. They read tables that are replaced
-    whole and never changed in place, but for `writers`, a dict that lives as long as the bus: run loops keep its
-    `get`. `_lock` is held by those who change them (claim, attach, release).
+    whole and never changed in place, but for `shortcuts`. `_lock` is held by those who change them (claim, attach,
+    release, learn).
     """
 
-    __slots__ = ("_lock", "_regions", "_small", "_sorted", "name", "size", "writers")
+    __slots__ = ("_lock", "_regions", "_small", "_sorted", "name", "shortcuts", "size")
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -78,7 +101,7 @@ class Bus:
         self._lock = threading.Lock()
         self._regions: tuple[Region, ...] = ()  # all, by address; under _lock
         self._small: dict[int, Region] = {}  # each address of the small regions
-        self.writers: dict[int, Writer] = {}  # the way to write at each of them, without a detour
+        self.shortcuts: dict[int, Shortcut] = {}
         self._sorted: tuple[tuple[int, ...], tuple[Region, ...]] = ((), ())  # the others: starts, regions
 
     def claim(
@@ -130,6 +153,17 @@ class Bus:
                 raise ConfigError(f"{self.name} range {region} is not claimed; was it released before?")
             self._publish(remaining)
 
+    def learn(self, key: int, address: int, make: Callable[[Region, int], Shortcut | None]) -> None:
+        """Put into `shortcuts`, under `key`, what `make(region, offset)` returns for `address`, unless that is None.
+
+        Only for small regions: what a guest can make us remember is bounded.
+        """
+        with self._lock:
+            region = self._small.get(address)
+            shortcut = None if region is None else make(region, address - region.start)
+            if shortcut is not None:
+                self.shortcuts[key] = shortcut
+
     def lookup(self, address: int) -> Region | None:
         """Return the region that holds `address`, if any."""
         region = self._small.get(address)
@@ -144,12 +178,7 @@ class Bus:
     def read(self, initiator: object, address: int, size: int) -> bytes:
         """Read `size` bytes for `initiator`; raise TypeError or ValueError when a handler gives others."""
         region = self.lookup(address)
-        if region is None or region.read is None:
-            return b"\xff" * size
-        value = region.read(initiator, address - region.start, size)
-        if isinstance(value, bytes) and len(value) == size:
-            return value
-        return _little_endian(region, value, size)
+        return b"\xff" * size if region is None else region.answer(initiator, address - region.start, size)
 
     def write(self, initiator: object, address: int, data: bytes) -> None:
         """Write `data` for `initiator`."""
@@ -162,31 +191,13 @@ class Bus:
         large = tuple(region for region in regions if region.length > _SMALL)
         self._regions = regions
         self._sorted = (tuple(map(_start, large)), large)
-        old, self._small = (
-            self._small,
-            {
-                address: region
-                for region in regions
-                if region.length <= _SMALL
-                for address in range(region.start, region.stop)
-            },
-        )
-        for address in old.keys() - self._small.keys():
-            self.writers.pop(address, None)
-        for address in self._small.keys() - old.keys():
-            writer = _writer(self._small[address], address)
-            if writer is not None:
-                self.writers[address] = writer
-
-
-def _writer(region: Region, address: int) -> Writer | None:
-    """Bind the offset of `address` to the region's write handler."""
-    write, offset = region.write, address - region.start
-    if write is None:
-        return None
-    if region.direct is not None and not offset:
-        return region.direct
-    return lambda initiator, data: write(initiator, offset, data)
+        self._small = {
+            address: region
+            for region in regions
+            if region.length <= _SMALL
+            for address in range(region.start, region.stop)
+        }
+        self.shortcuts.clear()
 
 
 def _start(region: Region) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
@@ -53,3 +55,20 @@ class DebugExit:
     def write(self, offset: int, data: bytes) -> None:
         """Ask for the end of the machine, at whichever offset and width."""
         self._exit((int.from_bytes(data, "little") << 1 | 1) & 0xFF)
+
+
+class After:
+    """A callable that does `then` once, when it was called `times` times, before it does what it is for."""
+
+    __slots__ = ("_count", "_out", "_then", "_times")
+
+    def __init__(self, out: Callable[[bytes], object], times: int, then: Callable[[], object]) -> None:
+        self._out = out
+        self._count = count(1)
+        self._times = times
+        self._then = then
+
+    def __call__(self, data: bytes) -> None:
+        if next(self._count) == self._times:
+            self._then()
+        self._out(data)

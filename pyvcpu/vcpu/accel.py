@@ -23,11 +23,25 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     ExitHandler = Callable[[Vcpu, ExitEvent], object]
 
+    Shortcut = Callable[[Any, bytes], object]
+
+    class Region(Protocol):
+        """A range of a Bus with its handlers; devices.bus.Region is one."""
+
+        def writer(self, offset: int) -> Shortcut | None: ...
+        def answer(self, initiator: object, offset: int, size: int) -> bytes: ...
+
+    class Observer(Protocol):
+        """What runs the guest in cpu_exec's place where exits are measured."""
+
+        def cpu_exec(self, vcpu: Vcpu) -> str: ...
+
     class Bus(Protocol):
         """An address space that answers the guest's accesses; devices.Bus is one."""
 
-        writers: dict[int, Callable[[Any, bytes], object]]
+        shortcuts: dict[int, Shortcut]
 
+        def learn(self, key: int, address: int, make: Callable[[Any, int], Shortcut | None]) -> None: ...
         def read(self, initiator: object, address: int, size: int) -> bytes: ...
         def write(self, initiator: object, address: int, data: bytes) -> None: ...
 
@@ -49,6 +63,8 @@ class Accel:
         self.irqchip = ""  # none, kernel or split, once decided; before the first vCPU is started
         self.run_size = kvm.get_vcpu_mmap_size()
         self.exit_handlers: dict[int, ExitHandler] = {}
+        self.observer: Observer | None = None  # sees every exit; set before the first start
+        self.drain: Callable[[Vcpu], object] = bool  # serves the writes that KVM has collected in the coalesced ring
         self.lock = threading.Lock()
         self.cpu_cond = threading.Condition(self.lock)
         self.vcpus: Sequence[Vcpu] = ()

@@ -12,21 +12,27 @@ from ..outcome import Outcome
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
+    from typing import Any
 
     from ..exits import ExitEvent
+    from .accel import Region
     from .vcpu import Vcpu
 
 # Why cpu_exec came back.
 EXCP_INTERRUPT, EXCP_HLT, EXCP_DEBUG = "interrupt", "hlt", "debug"
 IO_EXIT = abi.KVM_EXIT_IO
 
-# struct kvm_run from exit_reason on, read at once because that is quicker than field by field: exit_reason, then the
-# exits' union read as io (direction, size, port, count, data_offset) or as mmio (phys_addr, data, len, is_write).
+# struct kvm_run from exit_reason on, read at once because that is quicker than field by field: exit_reason; the first
+# quadword of the exits' union, which is io's direction, size, port and count, or mmio's phys_addr; the first byte of
+# port data, where KVM has it on x86; first and last of the coalesced ring.
 IMMEDIATE_EXIT, EXIT_REASON = 1, 8
+PIO_DATA, RING = 4096, 8192
+EXIT = Struct(f"<I20xQ{PIO_DATA - 40}xc{RING - PIO_DATA - 1}xII")
 IO = Struct("<I20xBBHIQ")
 MMIO = Struct("<I20xQ8sIB")
 MMIO_DATA = 40
 FINISH_TRIES = 64  # a page-crossing string instruction asks again for each piece
+NO_SHORTCUTS: dict[int, Callable[[Any, bytes], object]] = {}
 
 
 def cpu_exec(vcpu: Vcpu) -> str:
@@ -34,32 +40,78 @@ def cpu_exec(vcpu: Vcpu) -> str:
 
     On the vCPU's thread. A handler's exception passes through. Nothing of an exit is read after a KVM_RUN that failed.
     """
-    kernel = vcpu.fd.kernel
-    kvm_run, errno = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno
-    run, unpack = vcpu.run, IO.unpack_from
-    writer = vcpu.accel.ports.writers.get
-    user_handlers = vcpu.accel.exit_handlers
-    plain_io = abi.KVM_EXIT_IO not in user_handlers
+    accel = vcpu.accel
+    if accel.observer is not None:
+        return accel.observer.cpu_exec(vcpu)
+    kernel, run = vcpu.fd.kernel, vcpu.run
+    kvm_run, errno, unpack = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno, EXIT.unpack_from
+    io_shortcut = shortcuts(vcpu)
     while True:
         if kvm_run():
-            code = errno()
-            if code == EINTR:
-                return EXCP_INTERRUPT
-            if code == EAGAIN:  # an application processor has got its SIPI
-                continue
-            raise KvmError("KVM_RUN", code, vcpu.fd.where)
-        reason, direction, size, port, count, offset = unpack(run, EXIT_REASON)
-        if reason == IO_EXIT and direction and count == 1 and plain_io:
-            # The fast path, an `out`: 0.4 us of Python beside the 0.2 us that the call of KVM_RUN takes.
-            write = writer(port)
-            if write is not None:
-                write(vcpu, run[offset : offset + size])
-                continue
-        if reason in user_handlers and _user_handler(vcpu, reason):
+            why = refused(vcpu, errno())
+            if why is not None:
+                return why
             continue
-        why = EXITS.get(reason, _fatal)(vcpu)
+        # The fast path, a port access of one element: 0.6 us of Python beside the 0.2 us that calling KVM_RUN takes.
+        reason, key, byte, first, last = unpack(run, EXIT_REASON)
+        if first != last:
+            accel.drain(vcpu)
+        if reason == IO_EXIT:
+            access = io_shortcut(key)
+            if access is not None:
+                access(vcpu, byte)
+                continue
+        why = serve(vcpu, reason, key)
         if why is not None:
             return why
+
+
+def shortcuts(vcpu: Vcpu) -> Callable[[int], Callable[[Any, bytes], object] | None]:
+    """Return the look-up of short ways to serve port accesses: none where a handler wants to see the exits first."""
+    accel = vcpu.accel
+    return (NO_SHORTCUTS if abi.KVM_EXIT_IO in accel.exit_handlers else accel.ports.shortcuts).get
+
+
+def refused(vcpu: Vcpu, code: int) -> str | None:
+    """See to a KVM_RUN that failed with errno `code`; return why to leave cpu_exec, None to call it again."""
+    if code == EINTR:
+        vcpu.accel.drain(vcpu)
+        return EXCP_INTERRUPT
+    if code == EAGAIN:  # an application processor has got its SIPI
+        return None
+    raise KvmError("KVM_RUN", code, vcpu.fd.where)
+
+
+def serve(vcpu: Vcpu, reason: int, key: int) -> str | None:
+    """Serve an exit the general way; return why to leave cpu_exec, None to go on."""
+    accel = vcpu.accel
+    if reason in accel.exit_handlers:
+        if _user_handler(vcpu, reason):
+            return None
+    elif reason == IO_EXIT:
+        accel.ports.learn(key, key >> 16 & 0xFFFF, lambda region, offset: io_access(key, region, offset))
+    return EXITS.get(reason, _fatal)(vcpu)
+
+
+def io_access(key: int, region: Region, offset: int) -> Callable[[Vcpu, bytes], object] | None:
+    """Return the short way to serve the port access that `key` describes, None for one of several elements.
+
+    It is called with the vCPU and the byte at PIO_DATA.
+    """
+    direction, size, count = key & 0xFF, key >> 8 & 0xFF, key >> 32
+    if count != 1:
+        return None
+    data = slice(PIO_DATA, PIO_DATA + size)
+    if not direction:
+
+        def port_in(vcpu: Vcpu, byte: bytes) -> None:
+            vcpu.run[data] = region.answer(vcpu, offset, size)
+
+        return port_in
+    write = region.writer(offset)
+    if write is None or size == 1:
+        return write
+    return lambda vcpu, byte: write(vcpu, vcpu.run[data])
 
 
 def finish_io(vcpu: Vcpu) -> None:

@@ -157,6 +157,11 @@ class Handle:
 
     # The rest is called with the machine's lock held.
 
+    def kick_if_locked(self, asked: Callable[[mmap.mmap], bool]) -> None:
+        """Kick the vCPU if `asked` says so of its mapping."""
+        if self._page is not None and asked(self._page):
+            self._kick()
+
     def _kick(self) -> None:
         if self._kicked:
             return  # a kick is on its way; what this one is for will be seen together with it

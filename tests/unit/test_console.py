@@ -1,4 +1,4 @@
-"""The console: what the guest says arrives whole, nobody can hold up the end, and the terminal is put back."""
+"""The console: what is typed arrives whole, nobody can hold up the end, and the terminal is put back."""
 
 from __future__ import annotations
 
@@ -15,27 +15,13 @@ from typing import Any
 import pytest
 
 from pyvcpu.cli import console
-from pyvcpu.cli.console import Input, Output, OutputError
+from pyvcpu.cli.console import Input
 from pyvcpu.cli.keys import HELP_LINES
 from pyvcpu.devices.serial import FCR, FCR_ENABLE, IER, LCR, LSR, LSR_DR, RBR, Serial
+from tests.pipes import Pipe, read_all
 from tests.threads import until
 
 DEADLINE = 30.0  # for what should take no time
-
-
-class Pipe:
-    """A pipe, either end of which can be closed early."""
-
-    def __init__(self) -> None:
-        reader, writer = os.pipe()
-        self._files = os.fdopen(reader, "rb", 0), os.fdopen(writer, "wb", 0)
-        self.reader, self.writer = reader, writer
-
-    def close_reader(self) -> None:
-        self._files[0].close()
-
-    def close_writer(self) -> None:
-        self._files[1].close()
 
 
 @pytest.fixture
@@ -60,121 +46,6 @@ def in_thread() -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
     for thread in threads:
         thread.join(DEADLINE)
         assert not thread.is_alive()
-
-
-def read_all(fd: int) -> bytes:
-    chunks = []
-    while chunk := os.read(fd, 1 << 16):
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def fill(fd: int) -> int:
-    """Fill a pipe to the brim; return how many bytes that took. It blocks again afterwards."""
-    os.set_blocking(fd, False)
-    size = 0
-    try:
-        while True:
-            size += os.write(fd, bytes(4096))
-    except BlockingIOError:
-        os.set_blocking(fd, True)
-        return size
-
-
-def to(monkeypatch: pytest.MonkeyPatch, fd: int) -> Output:
-    """Return an Output that writes to `fd`."""
-    monkeypatch.setattr(console, "STDOUT", fd)
-    return Output()
-
-
-def test_output_arrives_whole_and_in_order(
-    monkeypatch: pytest.MonkeyPatch, pipe: Pipe, in_thread: Callable[..., threading.Thread]
-) -> None:
-    output = to(monkeypatch, pipe.writer)
-    sent = [b"x", b"", b"line\n", bytes(range(256)) * 1000, b"end"]
-    got: list[bytes] = []
-    thread = in_thread(lambda: got.append(read_all(pipe.reader)))
-    for data in sent:
-        output.write(data)
-    pipe.close_writer()
-    thread.join(DEADLINE)
-    assert got == [b"".join(sent)]
-
-
-def test_output_is_there_at_once(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
-    to(monkeypatch, pipe.writer).write(b"A")
-    assert os.read(pipe.reader, 10) == b"A"
-
-
-def test_one_write_stays_in_one_piece(
-    monkeypatch: pytest.MonkeyPatch, pipe: Pipe, in_thread: Callable[..., threading.Thread]
-) -> None:
-    """Writers on several vCPU threads, pieces larger than a chunk."""
-    output = to(monkeypatch, pipe.writer)
-    size, writes = 3 * console.CHUNK, 8
-
-    def write(letter: bytes) -> None:
-        for _ in range(writes):
-            output.write(letter * size)
-
-    letters = [b"a", b"b", b"c"]
-    for letter in letters:
-        in_thread(lambda letter=letter: write(letter))
-    got = b""
-    while len(got) < len(letters) * writes * size:
-        got += os.read(pipe.reader, 1 << 16)
-    pieces = [got[i : i + size] for i in range(0, len(got), size)]
-    assert all(len(set(piece)) == 1 for piece in pieces)
-
-
-def test_a_reader_that_has_gone_is_told_once(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
-    output = to(monkeypatch, pipe.writer)
-    told: list[int] = []
-    output.on_broken = lambda: told.append(1)
-    pipe.close_reader()
-    output.write(b"a" * 10000)
-    output.write(b"b")
-    assert told == [1]
-
-
-def test_a_full_disk_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    with open("/dev/full", "wb", buffering=0) as full:
-        output = to(monkeypatch, full.fileno())
-        with pytest.raises(OutputError, match=r"^standard output: No space left on device$"):
-            output.write(b"a")
-        output.write(b"b")  # one is enough
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-def test_a_slow_reader_stops_the_writer_until_there_is_room(
-    monkeypatch: pytest.MonkeyPatch, pipe: Pipe, in_thread: Callable[..., threading.Thread], blocking: bool
-) -> None:
-    output = to(monkeypatch, pipe.writer)
-    filled = fill(pipe.writer)
-    os.set_blocking(pipe.writer, blocking)
-    thread = in_thread(lambda: output.write(b"more"))
-    thread.join(0.05)
-    assert thread.is_alive()
-    got = b""
-    while len(got) < filled + 4:
-        got += os.read(pipe.reader, 1 << 16)
-    assert got == bytes(filled) + b"more"
-
-
-def test_cancel_frees_a_blocked_writer_and_drops_the_rest(
-    monkeypatch: pytest.MonkeyPatch, pipe: Pipe, in_thread: Callable[..., threading.Thread]
-) -> None:
-    output = to(monkeypatch, pipe.writer)
-    filled = fill(pipe.writer)
-    threads = [in_thread(lambda: output.write(b"more" * 5000)) for _ in range(3)]
-    output.cancel()
-    for thread in threads:
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
-    output.write(b"never")
-    output.cancel()
-    pipe.close_writer()
-    assert read_all(pipe.reader) == bytes(filled)
 
 
 class Guest:

@@ -1,0 +1,125 @@
+"""The library's side of a measurement, in a process of its own as the peer's is: prints one figure.
+
+python -m bench.library KIND VCPUS SECONDS
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from pyvcpu import Machine
+from pyvcpu.vcpu import Vcpu
+
+from .guests import CONSOLE_LOOP, MMIO, MMIO_LOOP, PIO_LOOP, PORT
+
+
+class Counter:
+    """Counts writes, of each vCPU apart: no two threads share a number. Those of nobody in particular come last."""
+
+    def __init__(self, vcpus: int) -> None:
+        self.counts = [0] * (vcpus + 1)
+
+    def port(self, vcpu: Vcpu, data: bytes) -> None:
+        self.counts[vcpu.index] += 1
+
+    def mmio(self, vcpu: Vcpu, offset: int, data: bytes) -> None:
+        self.counts[vcpu.index] += 1
+
+    def collected(self, vcpu: Vcpu | None, data: bytes) -> None:
+        self.counts[-1] += len(data)
+
+    def collected_mmio(self, vcpu: Vcpu | None, offset: int, data: bytes) -> None:
+        self.counts[-1] += len(data)
+
+
+Prepare = Callable[[Machine, Counter], object]
+
+PREPARE: dict[str, tuple[bytes, Prepare]] = {
+    "pio": (PIO_LOOP, lambda machine, counter: machine.on_port(PORT, write=counter.port)),
+    "mmio": (MMIO_LOOP, lambda machine, counter: machine.on_mmio(MMIO, 4096, write=counter.mmio)),
+    "coalesced-pio": (
+        PIO_LOOP,
+        lambda machine, counter: machine.on_port(PORT, write=counter.collected, coalesce=True),
+    ),
+    "coalesced-mmio": (
+        MMIO_LOOP,
+        lambda machine, counter: machine.on_mmio(MMIO, 4096, write=counter.collected_mmio, coalesce=True),
+    ),
+}
+
+
+def rate(kind: str, vcpus: int, seconds: float) -> float:
+    """Return writes per second, of all vCPUs."""
+    observed, _, kind = kind.rpartition("+")
+    code, prepare = PREPARE[kind]
+    counter = Counter(vcpus)
+    with Machine("1M", vcpus, output=lambda data: None) as machine:
+        if observed == "stats":
+            from pyvcpu.stats import Stats
+
+            machine.accel.observer = Stats()
+        elif observed == "trace":
+            from pyvcpu.trace import Trace
+
+            machine.accel.observer = Trace()
+        prepare(machine, counter)
+        machine.load(code, format="flat")
+        start = time.perf_counter()
+        machine.run(timeout=seconds)
+        return sum(counter.counts) / (time.perf_counter() - start)
+
+
+def ioeventfd(vcpus: int, seconds: float) -> float:
+    """Return writes per second that end in an eventfd, of which nobody but a counter takes notice."""
+    with Machine("1M", vcpus, output=lambda data: None) as machine:
+        fd = os.eventfd(0, os.EFD_CLOEXEC)
+        machine.vm.ioeventfd(fd, PORT, 1, pio=True)
+        machine.load(PIO_LOOP, format="flat")
+        start = time.perf_counter()
+        machine.run(timeout=seconds)
+        return os.eventfd_read(fd) / (time.perf_counter() - start)
+
+
+def console(seconds: float) -> float:
+    """Return bytes per second from the debug console through the command's Output into a pipe."""
+    from pyvcpu.cli.output import Output
+
+    reader, writer = os.pipe()
+    got = 0
+
+    def read() -> None:
+        nonlocal got
+        while data := os.read(reader, 1 << 16):
+            got += len(data)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    output = Output(writer)
+    with Machine("1M", output=output.write) as machine:
+        machine.load(CONSOLE_LOOP, format="flat")
+        start = time.perf_counter()
+        machine.run(timeout=seconds)
+        took = time.perf_counter() - start
+    output.close()
+    os.close(writer)
+    thread.join()
+    return got / took
+
+
+def main() -> None:
+    kind, vcpus, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    if kind == "ioeventfd":
+        figure = ioeventfd(vcpus, seconds)
+    elif kind == "console":
+        figure = console(seconds)
+    else:
+        figure = rate(kind, vcpus, seconds)
+    print(f"{figure:.0f}")
+
+
+if __name__ == "__main__":
+    main()
