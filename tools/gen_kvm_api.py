@@ -62,9 +62,9 @@ with Kvm() as kvm, kvm.create_vm() as vm:
   `with`.
 - Rarer methods are imported when the first of them is asked for: on an object, not on its class.
 
-*Since* is the kernel that brought the request to x86. *pvm* is kvm_pvm, a KVM without hardware support, under Linux 6.18;
-*amd* is kvm_amd under Debian's Linux 6.1. There, "works" is what the tests saw succeed, an error name is the answer that
-they expect from that host, and a dash is not tried yet.
+*Since* is the kernel that brought the request to x86. *pvm* is kvm_pvm, a KVM without hardware support, under Linux
+6.18; *amd* is kvm_amd under Debian's Linux 6.1. There, "works" is what the tests saw succeed, an error name is the
+answer that they expect from that host, and a dash is not tried yet.
 """
 
 

@@ -42,7 +42,13 @@ STRUCTURES = st.sampled_from(
     ["kvm_regs", "kvm_sregs", "kvm_irqchip", "kvm_pit_state2", "kvm_vcpu_events", "kvm_xen_hvm_attr", "kvm_sev_cmd"]
 ).map(lambda name: getattr(abi, name)())
 THINGS = st.one_of(
-    st.none(), st.booleans(), st.floats(), st.text(max_size=5), st.binary(max_size=5000), STRUCTURES, st.just(object())
+    st.none(),
+    st.booleans(),
+    st.floats(),
+    st.text("a7\0é", max_size=5),
+    st.binary(max_size=5000),
+    STRUCTURES,
+    st.just(object()),
 )
 WILD = st.one_of(
     NUMBERS, NUMBERS, THINGS, st.lists(NUMBERS, max_size=3), st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3)
