@@ -84,7 +84,7 @@ def _parse(text: str) -> Topology:
             raise ConfigError(f"--smp knows {', '.join(PARTS)}, not {name!r}{_meant(name)}")
         if name in given:
             raise ConfigError(f"--smp says {name} twice")
-        given[name] = _number(name, value.strip(), text)
+        given[name] = _number(name, value.strip())
     return complete(**given)
 
 
@@ -95,11 +95,11 @@ def _meant(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _number(name: str, value: str, text: str) -> int:
+def _number(name: str, value: str) -> int:
     digits = value.removeprefix("-")
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
-        what = "a number of vCPUs" if name == "cpus" else f"a number for {name}"
-        raise ConfigError(f"--smp takes {what}, {EXAMPLE}; not {value or text!r}")
+        what = "a whole number" if name == "cpus" else f"a whole number for {name}"
+        raise ConfigError(f"--smp takes {what}, not {value!r}; {EXAMPLE}")
     return _count(name, int(value))
 
 
