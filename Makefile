@@ -42,7 +42,7 @@ amd: export RIG_COMMAND := $(value CMD)
 amd: $(STAMP)  ## run CMD='...' on an emulated AMD KVM; MMU=shadow, ADD=DIR (docs/rig.md)
 	@$(BIN)/python -m tools.rig run --mmu $(MMU) $(if $(ADD),--add '$(ADD)')
 
-test-amd: $(STAMP)  ## the tests and examples on that KVM, with nested and with shadow paging
+test-amd: $(STAMP)  ## tests/kvm and tests/amd on that KVM, with nested and with shadow paging
 	$(BIN)/python -m tools.rig test -- $(ARGS)
 
 guests:  ## assemble the guest programs anew (needs binutils)

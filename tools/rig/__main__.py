@@ -16,7 +16,8 @@ import time
 from .image import RigError, find_image, say
 from .run import CPUS, STATUS_DIED, STATUS_PIPE, run
 
-TEST_TIMEOUT = 900.0  # seconds for one kind of paging: some four times what it takes
+TESTS = "python3 -m pytest -p no:cacheprovider --durations=10 tests/kvm tests/amd"  # a test runs the examples
+TEST_TIMEOUT = 900.0  # seconds for one kind of paging
 
 
 def main() -> int:
@@ -54,7 +55,7 @@ def run_tests(kinds: list[str], arguments: list[str], timeout: float) -> int:
     for mmu in kinds:
         say(f"kvm_amd with {mmu} paging")
         started = time.monotonic()
-        status = run(f"sh tools/rig/tests {shlex.join(arguments)}", mmu=mmu, timeout=timeout)
+        status = run(f"{TESTS} {shlex.join(arguments)}", mmu=mmu, timeout=timeout)
         results[mmu] = "passed" if status == 0 else f"failed with status {status}"
         results[mmu] += f" in {time.monotonic() - started:.0f} s"
     for mmu, result in results.items():
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--smp", type=int, default=2, metavar="N", help="its processors (%(default)s)")
     one.add_argument("--timeout", type=float, metavar="S", help="end it after this many seconds, with status 124")
     one.add_argument("--console", metavar="FILE", help="write here what the rig's kernel says")
-    tests = what.add_parser("test", help="run tests/kvm, tests/amd and the examples inside")
+    tests = what.add_parser("test", help="run tests/kvm (which has the examples, too) and tests/amd inside")
     tests.add_argument("--mmu", choices=CPUS, action="append", help="only this kind of paging")
     tests.add_argument("--timeout", type=float, default=TEST_TIMEOUT, metavar="S", help="for each kind (%(default)s)")
     tests.add_argument("arguments", nargs="*", metavar="ARG", help="goes to pytest")

@@ -1,0 +1,74 @@
+"""The rig's own parts that need no QEMU: the end of a command's output, and the archive that its kernel unpacks."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tools.rig.cpio import Archive
+from tools.rig.run import Stream, skip_in_checkout
+
+TOKEN = b"0123456789abcdef"
+
+
+@pytest.mark.parametrize("said", [b"", b"done\n", b"no newline", b"\0\r\n\xff", TOKEN[:7], b"0123" + TOKEN[:15]])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_the_last_line_is_the_status_and_the_rest_is_handed_on(said: bytes, size: int) -> None:
+    target = io.BytesIO()
+    stream = Stream(TOKEN, target)
+    sent = said + TOKEN + b"137\n"
+    for start in range(0, len(sent), size):
+        assert stream.status is None
+        stream.feed(sent[start : start + size])
+    assert (target.getvalue(), stream.status) == (said, 137)
+
+
+def test_what_cannot_be_the_last_line_is_handed_on_at_once() -> None:
+    target = io.BytesIO()
+    stream = Stream(TOKEN, target)
+    stream.feed(b"one" + TOKEN[:4])
+    assert target.getvalue() == b"one"
+    stream.feed(b"two")
+    assert target.getvalue() == b"one" + TOKEN[:4] + b"two"
+    assert stream.status is None
+
+
+def unpack(archive: bytes) -> list[tuple[str, int, bytes]]:
+    """Return (name, mode, data) of each entry of a newc archive, in order, without the last."""
+    entries: list[tuple[str, int, bytes]] = []
+    at = 0
+    while True:
+        assert archive[at : at + 6] == b"070701"
+        fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + name_size - 1].decode()
+        data_at = -(-(at + 110 + name_size) // 4) * 4
+        if name == "TRAILER!!!":
+            return entries
+        entries.append((name, mode, archive[data_at : data_at + size]))
+        at = -(-(data_at + size) // 4) * 4
+
+
+def test_archive(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_bytes(b"12345")
+    (tmp_path / "folder/file").chmod(0o755)
+    (tmp_path / "link").symlink_to("folder/file")
+    (tmp_path / ".git").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    file = io.BytesIO()
+    archive = Archive(file)
+    archive.tree(tmp_path, "a/b", skip_in_checkout)
+    archive.close()
+    assert unpack(file.getvalue()) == [
+        ("a", stat.S_IFDIR | 0o755, b""),
+        ("a/b", stat.S_IFDIR | 0o755, b""),
+        ("a/b/folder", stat.S_IFDIR | 0o755, b""),
+        ("a/b/folder/file", stat.S_IFREG | 0o755, b"12345"),
+        ("a/b/link", stat.S_IFLNK | 0o777, b"folder/file"),
+    ]
+    assert len(file.getvalue()) % 4 == 0
