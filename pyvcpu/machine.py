@@ -13,10 +13,14 @@ from .errors import ConfigError, PyvcpuError, StateError
 from .kvm.abi import basic as abi
 from .kvm.errors import KvmError
 from .kvm.system import DEVICE, Kvm
-from .memory import PAGE, GuestMemory
+from .memory import GuestMemory
 from .outcome import Outcome
 from .vcpu import Accel, Command, State, Vcpu, current_cpu
+from .vcpu.arch_realize import enable_x2apic_api
 from .vcpu.states import NO_THREAD
+from .x86 import topology
+from .x86.cpu import Cpu
+from .x86.cpu import parse as parse_cpu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -27,6 +31,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .boot import Plan
     from .devices.bus import Region
     from .exits import ExitEvent
+    from .vcpu.accel import Observer
     from .vcpu.coalesced import Coalescer
 
     Image = bytes | bytearray | str | os.PathLike[str]
@@ -35,6 +40,7 @@ IRQCHIPS = ("none", "kernel", "split")
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
 IOAPIC_PINS = 24
+CHUNK = 1 << 20
 REQUIRED = {
     "KVM_CAP_USER_MEMORY": (abi.KVM_CAP_USER_MEMORY, "Linux 2.6.24"),
     "KVM_CAP_EXT_CPUID": (abi.KVM_CAP_EXT_CPUID, "Linux 2.6.26"),
@@ -56,10 +62,13 @@ def to_stdout(data: bytes) -> None:
 class Machine:
     """A virtual machine with `smp` processors and `memory` bytes of RAM.
 
-    `memory`: a size such as "64M". `irqchip`: none, kernel or split; None for what the image's format needs.
-    `output`: gets the bytes that the guest writes to COM1 and to the debug console, in the thread of the vCPU that
-    writes them. `on_listen`: called once, on such a thread, when the guest first looks for input at COM1; what
-    `machine.com1.receive()` is given before that waits. `kvm`: the device file, or an open Kvm.
+    `memory`: a size such as "64M". `smp`: a number, or a text as of --smp: "8,sockets=2,cores=2,threads=2,maxcpus=16".
+    `cpu`: what the processors are, a text as of --cpu: "host,-avx2", "x86-64-v3,check". `irqchip`: none, kernel or
+    split; None for what the image's format needs. `output`: gets the bytes that the guest writes to COM1 and to the
+    debug console, in the thread of the vCPU that writes them. `on_listen`: called once, on such a thread, when the
+    guest first looks for input at COM1; what `machine.com1.receive()` is given before that waits. `warn`: gets a line
+    on what was asked for and cannot be had, but is no reason to stop; warnings.warn otherwise. `kvm`: the device file,
+    or an open Kvm.
 
     Use it with `with`: it owns threads, memory and file descriptors. Methods are for threads that are no vCPU's, unless
     they say otherwise. Raises ConfigError, ImageError, KvmError, HostMemoryError, all of them PyvcpuError.
@@ -75,15 +84,17 @@ class Machine:
     def __init__(
         self,
         memory: str | int = "64M",
-        smp: int = 1,
+        smp: int | str = 1,
         *,
+        cpu: str | Cpu = "host",
         irqchip: str | None = None,
         output: Callable[[bytes], object] = to_stdout,
         on_listen: Callable[[], object] | None = None,
+        warn: Callable[[str], object] | None = None,
         kvm: str | Kvm = DEVICE,
     ) -> None:
-        if smp < 1:
-            raise ConfigError(f"a machine has at least 1 vCPU, not {smp}")
+        self.topology = topology.parse(smp)
+        self._cpu = parse_cpu(cpu) if isinstance(cpu, str) else cpu
         if irqchip not in (None, *IRQCHIPS):
             raise ConfigError(f"irqchip must be none, kernel or split, not {irqchip!r}")
         self._irqchip = irqchip
@@ -92,7 +103,7 @@ class Machine:
         self._coalescer_lock = threading.Lock()
         self._closers: list[Callable[[], object]] = []  # in order of creation
         try:
-            self._build(memory, smp, kvm)
+            self._build(memory, kvm, warn or _warn)
         except BaseException:
             self._close_all()
             raise
@@ -108,7 +119,7 @@ class Machine:
         )
         self.com1 = self.board.com1
 
-    def _build(self, memory: str | int, smp: int, kvm: str | Kvm) -> None:
+    def _build(self, memory: str | int, kvm: str | Kvm, warn: Callable[[str], object]) -> None:
         self.memory = GuestMemory(memory)
         self._closers.append(self.memory.close)
         if isinstance(kvm, str):
@@ -116,7 +127,7 @@ class Machine:
             self._closers.append(kvm.close)
         self.kvm = kvm
         _require_capabilities(kvm)
-        _check_smp(kvm, smp)
+        _check_smp(kvm, self.topology.maxcpus)
         self.vm = kvm.create_vm()
         self._closers.append(self.vm.close)
         self.vm.set_identity_map_addr(IDENTITY_MAP)
@@ -124,8 +135,8 @@ class Machine:
         self.memory.register(self.vm)
         self.ports = Bus("port", PORTS_SIZE)
         self.mmio = Bus("MMIO", MMIO_SIZE)
-        self.accel = Accel(kvm, self.vm, self.memory, self.ports, self.mmio)
-        self.vcpus = tuple(Vcpu(index, self.accel) for index in range(smp))
+        self.accel = Accel(kvm, self.vm, self.memory, self.ports, self.mmio, self.topology, self._cpu, warn)
+        self.vcpus = tuple(Vcpu(index, self.accel) for index in range(self.topology.maxcpus))
         self.accel.vcpus = self.vcpus
         self._closers.append(self._stop_threads)
 
@@ -169,17 +180,22 @@ class Machine:
         self.load_plan(boot.plan(content, target, format))
 
     def _acpi(self) -> tuple[int, bytes]:
-        return self.board.acpi([vcpu.apic_id for vcpu in self.vcpus], pic=self._irqchip != "split")
+        there = self.vcpus[: self.topology.cpus]
+        return self.board.acpi([vcpu.apic_id for vcpu in there], pic=self._irqchip != "split")
 
     def load_plan(self, plan: Plan) -> None:
         """Load what a loader planned, or what you made yourself. Before the first start only."""
+        self._not_closed()
         if any(vcpu.state not in NO_THREAD for vcpu in self.vcpus):
             raise StateError("the vCPUs are started already: load the image before start() or run()")
-        for address, data in plan.segments:
-            self.memory.write(address, data)
         for vcpu, start in zip(self.vcpus, plan.starts, strict=True):
             vcpu.start = start
         self._plan = plan
+        self._write_segments()
+
+    def _write_segments(self) -> None:
+        for address, data in self._plan.segments if self._plan is not None else ():
+            self.memory.write(address, data)
 
     def on_port(
         self,
@@ -258,18 +274,27 @@ class Machine:
             raise StateError("the vCPUs are started already: register exit handlers before start() or run()")
         self.accel.exit_handlers[int(reason)] = handler
 
+    def observe(self, observer: Observer) -> None:
+        """Let `observer` see what the vCPUs do: a Stats or Timeline. Before start() only."""
+        if any(vcpu.state not in NO_THREAD for vcpu in self.vcpus):
+            raise StateError("the vCPUs are started already: observe() them before start() or run()")
+        observer.attach(self.vcpus)
+        self.accel.observer = observer
+
     # Running it.
 
     def start(self) -> None:
         """Realize the vCPUs and start their threads; each is created and paused when this returns."""
+        self._not_closed()
         if self._plan is None:
             raise StateError("there is nothing to run: load() an image first")
         fresh = [vcpu for vcpu in self.vcpus if vcpu.state is State.REALIZED]
         if not self.accel.irqchip:
             self._create_irqchip(self._irqchip or self._plan.irqchip)
-        for vcpu in fresh:
+        for vcpu in self.vcpus:
             # Without a local APIC nothing can send a SIPI: such a processor waits for good, as a halted one does.
             vcpu.waits_for_sipi = vcpu.start is None and self.accel.irqchip == "none"
+        for vcpu in fresh:
             vcpu.realize()
             vcpu.start_thread()
         for vcpu in fresh:
@@ -278,6 +303,7 @@ class Machine:
     def _create_irqchip(self, kind: str) -> None:
         if kind != "none":
             self.board.add_clock_and_power()
+            enable_x2apic_api(self.accel)
         if kind == "kernel":
             self.vm.create_irqchip()
             from .kvm.abi.irq import KVM_CREATE_PIT2, kvm_pit_config
@@ -306,9 +332,11 @@ class Machine:
         self.start()
         try:
             self.resume()
-            return self.wait(timeout) or Outcome("timeout")
+            outcome = self.wait(timeout)
         finally:
             self.pause()
+        # What ended the machine while it was being paused counts, too: a handler's exception must not get lost.
+        return outcome or self.wait(0) or Outcome("timeout")
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """Wait for the end of a machine that was resumed: None when `timeout` seconds passed first."""
@@ -335,12 +363,49 @@ class Machine:
         return all(vcpu.wait_for(ticket, timeout) for vcpu, ticket in tickets)
 
     def unplug(self, index: int) -> None:
-        """Take vCPU `index` out of the running machine; its thread ends."""
-        self.vcpus[index].unplug()
+        """Take vCPU `index` out of the running machine; its thread ends.
+
+        Raise StateError when it is out already. From a handler it only posts the command.
+        """
+        self._vcpu(index).unplug()
 
     def plug(self, index: int) -> None:
-        """Put an unplugged vCPU back: it starts anew from its starting state, and runs if the machine does."""
-        self.vcpus[index].plug()
+        """Put vCPU `index`, below maxcpus, into the machine: it starts anew, and runs if the machine does.
+
+        It begins where its image has it begin: at the entry with start="all", with "bsp" waiting for INIT-SIPI-SIPI.
+        Nothing of a former life is left. Raise StateError when it is in already, or the machine was never started.
+        """
+        vcpu = self._vcpu(index)
+        if not self.accel.irqchip:
+            raise StateError("a vCPU can be plugged once the machine is started: start() or run() it first")
+        self._not_in_handler("plug")
+        vcpu.plug()
+
+    def _vcpu(self, index: int) -> Vcpu:
+        if not 0 <= index < len(self.vcpus):
+            hint = "; more need maxcpus= in smp" if index >= 0 else ""
+            raise ConfigError(f"this machine has room for vCPUs 0 to {len(self.vcpus) - 1}, not for {index}{hint}")
+        return self.vcpus[index]
+
+    def reset(self, reload: bool = False) -> None:
+        """Put all vCPUs that are in the machine back to their starting state; they go on if the machine runs.
+
+        `reload`: first make memory what it was when the image was loaded: the image, and zeros elsewhere. Devices stay
+        as they are. For threads that are no vCPU's; raise StateError before start().
+        """
+        self._not_in_handler("reset")
+        if not self.accel.irqchip:
+            raise StateError("there is nothing to reset: start() or run() the machine first")
+        running = self.accel.running
+        self.pause()
+        if reload:
+            self.memory.clear()
+            self._write_segments()
+        for vcpu in self.vcpus:
+            if vcpu.state not in NO_THREAD:
+                vcpu.run_on_cpu(lambda vcpu: vcpu.reset(machine_wide=True))
+        if running:
+            self.resume()
 
     # The end.
 
@@ -355,15 +420,16 @@ class Machine:
             self._closers.pop()
 
     def _stop_threads(self) -> None:
+        self.stop("closed")  # for another thread that still waits for the end
         self.com1.close()
-        threads = [vcpu.thread for vcpu in self.vcpus]
-        self.accel.post_to_all(Command.UNPLUG)
-        for thread in threads:
-            if thread is not None:
-                thread.join()
+        self.accel.unplug_all()
         if self._coalescer is not None:
             self._coalescer.close()
         self.accel.close_parked()
+
+    def _not_closed(self) -> None:
+        if self.accel.closed:
+            raise StateError("the machine is closed; make another one")
 
     def _not_in_handler(self, what: str) -> None:
         if current_cpu() is not None:
@@ -376,19 +442,28 @@ class Machine:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Machine smp={len(self.vcpus)} memory={self.memory.size >> 10}K>"
+        return f"<Machine smp={self.topology.cpus} memory={self.memory.size >> 10}K>"
 
 
 def read_image(path: str | os.PathLike[str], limit: int) -> bytes:
     """Read an image file; of one that is larger than `limit` bytes, only so much as shows that it is."""
+    content = bytearray()
     with open(path, "rb") as file:
-        return file.read(limit + PAGE)
+        while len(content) <= limit and (chunk := file.read(CHUNK)):
+            content += chunk
+    return bytes(content)
 
 
 def _require_capabilities(kvm: Kvm) -> None:
     for name, (cap, since) in REQUIRED.items():
         if not kvm.check_extension(cap):
             raise KvmError("KVM_CHECK_EXTENSION", 0, kvm.path, f"this KVM lacks {name}, which came with {since}")
+
+
+def _warn(line: str) -> None:
+    import warnings
+
+    warnings.warn(line, stacklevel=2)
 
 
 def _check_smp(kvm: Kvm, smp: int) -> None:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     T = TypeVar("T")
 
-# The kick. vCPU threads block it save within KVM_RUN, so that no handler is needed; a real-time signal, because
-# programs have uses of their own for SIGUSR1, which QEMU takes.
-SIG_IPI = signal.SIGRTMIN
+# The kick. vCPU threads block it save within KVM_RUN, so that no handler is needed. Not SIGUSR1, which QEMU takes:
+# programs have uses of their own for it. Not a real-time signal: they are queued, and the queue of a user can be full.
+# SIGURG does nothing where it goes astray.
+SIG_IPI = signal.SIGURG
 
 _thread = threading.local()
 
@@ -63,18 +64,20 @@ class Handle:
     def __init__(self, index: int, accel: Accel) -> None:
         self.index = index
         self.accel = accel
-        self.state = State.REALIZED
+        # Those that only maxcpus has room for are as if unplugged.
+        self.state = State.REALIZED if index < accel.topology.cpus else State.UNPLUGGED
         self.created = False
         self.thread: threading.Thread | None = None
         self.thread_id = 0
-        self.halt_cond = threading.Condition(accel.lock)
+        self._bell = threading.Lock()  # held; released to wake the vCPU's thread from wait_io_event
+        self._bell.acquire()
         self._ident = 0
         self._page: mmap.mmap | None = None  # struct kvm_run, for the kick
         self._inbox: deque[Command | Work] = deque()
         self._posted = self._applied = self._lives = 0
         self._kicked = self._sleeping = False
         self._cpus: frozenset[int] | None = None
-        accel.counts[State.REALIZED] += 1
+        accel.counts[self.state] += 1
 
     def __repr__(self) -> str:
         return f"<vCPU {self.index} {self.state}>"
@@ -113,8 +116,8 @@ class Handle:
             if self.state in NO_THREAD:
                 raise StateError(f"vCPU {self.index} is {self.state}: it has no thread to run this on")
             self.post_locked(work)
-            if not self.accel.cpu_cond.wait_for(lambda: work.done, timeout):
-                raise TimeoutError(f"vCPU {self.index} did not get to it within {timeout} s")
+        if not self.accel.cpu_cond.wait_for(lambda: work.done, timeout):
+            raise TimeoutError(f"vCPU {self.index} did not get to it within {timeout} s")
         if work.error is not None:
             raise work.error
         result: T = work.result
@@ -124,21 +127,20 @@ class Handle:
         """Let the vCPU's thread run on these host CPUs only, now and after a later plug (sched_setaffinity)."""
         wanted = frozenset(cpus)
         with self.accel.lock:
-            if self.created:
+            if self._page is not None:  # before that the thread has yet to look at _cpus
                 os.sched_setaffinity(self.thread_id, wanted)
             self._cpus = wanted
 
     def wait_for(self, ticket: int, timeout: float | None = None) -> bool:
         """Wait until what post_locked() numbered `ticket` is seen to; False when `timeout` seconds passed first."""
-        with self.accel.lock:
-            return self.accel.cpu_cond.wait_for(lambda: self._applied >= ticket, timeout)
+        return self.accel.cpu_cond.wait_for(lambda: self._applied >= ticket, timeout)
 
     def post_locked(self, item: Command | Work) -> int:
         """Post `item` and return its number; with the machine's lock held."""
         if self.state is State.UNPLUGGED:
             raise StateError(f"vCPU {self.index} is unplugged: plug it first")
-        self._inbox.append(item)  # 1. visible
         self._posted += 1
+        self._inbox.append(item)  # 1. visible
         self._kick()
         return self._posted
 
@@ -148,9 +150,9 @@ class Handle:
             life, thread, ticket = self._lives, self.thread, self.post_locked(command)
             if current_cpu() is not None or self.state in NO_THREAD:
                 return True  # it is seen to when this handler returns, or when the vCPU is started
-            if command is not Command.UNPLUG:
-                return accel.cpu_cond.wait_for(lambda: self._applied >= ticket, timeout)
-            gone = accel.cpu_cond.wait_for(lambda: self._lives != life, timeout)
+        if command is not Command.UNPLUG:
+            return self.wait_for(ticket, timeout)
+        gone = accel.cpu_cond.wait_for(lambda: self._lives != life, timeout)
         if gone and thread is not None:
             thread.join()  # only its last steps are left
         return gone
@@ -165,13 +167,14 @@ class Handle:
     def _kick(self) -> None:
         if self._kicked:
             return  # a kick is on its way; what this one is for will be seen together with it
-        self._kicked = True
         if self._page is not None:
             self._page[IMMEDIATE_EXIT] = 1  # 2. the next KVM_RUN returns at once
         if self._sleeping:
-            self.halt_cond.notify()
+            self._sleeping = False
+            self._bell.release()
         elif self.created:
             signal.pthread_kill(self._ident, SIG_IPI)  # 3. and so does the one under way
+        self._kicked = True  # last: where a Ctrl-C cut this short, the next kick does it all again
 
     def _apply(self, command: Command) -> None:
         """Take the step that the table says; raise StateError where it says none."""

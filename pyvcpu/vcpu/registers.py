@@ -82,11 +82,11 @@ class RegisterFile:
         return type(value).from_buffer_copy(value)
 
     def _set(self, name: str, value: Any) -> None:
-        shared = self._shared()
         if isinstance(value, int):
             field: Any = getattr(self._kind, name)
             value = in_range(name, value, (1 << 8 * field.size) - 1)
-        setattr(shared, name, value)
+        # No local name for the page: the traceback of a TypeError would keep it mapped.
+        setattr(self._shared(), name, value)
         self._vcpu.flag(DIRTY_REGS, self._bit)
 
     def _shared(self) -> Any:

@@ -12,6 +12,9 @@ import threading
 
 from ..errors import StateError
 from . import arch, registers
+from .arch_init import arch_init_vcpu
+from .arch_realize import realize
+from .arch_reset import cpu_reset, forget_former_life
 from .execute import EXCP_DEBUG, IMMEDIATE_EXIT, cpu_exec, finish_io
 from .handle import SIG_IPI, Handle, Work, set_current_cpu
 from .states import BUSY, Command, State
@@ -35,6 +38,7 @@ BLOCKED = signal.valid_signals() - {
     signal.SIGTRAP,
 }
 IN_KVM_RUN = tuple(BLOCKED - {SIG_IPI})
+REQUEST_INTERRUPT_WINDOW, CR8 = 0, 16  # offsets in struct kvm_run
 
 
 class Vcpu(Handle):
@@ -47,12 +51,14 @@ class Vcpu(Handle):
 
     def __init__(self, index: int, accel: Accel) -> None:
         super().__init__(index, accel)
-        self.apic_id = index
+        self.apic_id = accel.topology.apic_id(index)
         self.start: StartState | None = None
         self.waits_for_sipi = False
         self.cpuid: CpuidTable
         self.reset_sregs = b""
         self.tsc_khz = 0
+        self.mcg_cap = 0
+        self.has_lived = False  # it was created: KVM was told all that can be told once
         self.fd: VcpuFd
         self.run: mmap.mmap
         self.registers: RegisterFile = registers.general(self)
@@ -62,8 +68,11 @@ class Vcpu(Handle):
     # What the caller's thread does.
 
     def realize(self) -> None:
-        """Prepare the processor: CPUID, APIC id. No thread yet (QEMU: x86_cpu_realizefn)."""
-        arch.realize(self)
+        """Prepare the processor: features, CPUID, APIC id. No thread yet (QEMU: x86_cpu_realizefn, steps 1 to 7).
+
+        Raise ConfigError when this KVM cannot be such a processor.
+        """
+        realize(self)
 
     def start_vcpu(self) -> None:
         """Start the thread `CPU <n>/KVM` and wait until the vCPU is created; it is paused then.
@@ -76,17 +85,24 @@ class Vcpu(Handle):
     def start_thread(self) -> None:
         """Do the first half of start_vcpu(); several vCPUs get ready at the same time if all are started first."""
         thread = threading.Thread(target=self._thread_fn, name=f"CPU {self.index}/KVM", daemon=True)
-        with self.accel.lock:
-            self._apply(Command.START)
-            self._failure = None
-            self.thread = thread
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            # Thread.start() does not bear a Ctrl-C, and the new thread gets its mask from the one that starts it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+            with self.accel.lock:
+                if self.accel.closed:
+                    raise StateError(f"vCPU {self.index} cannot start any more: its machine is closed")
+                self._apply(Command.START)
+                self._failure = None
+                self.thread = thread
             thread.start()
         except BaseException as error:
             self._disown(thread)
-            if isinstance(error, RuntimeError):  # the host has no thread left
+            if isinstance(error, RuntimeError) and not isinstance(error, StateError):  # the host has no thread left
                 raise StateError(f"vCPU {self.index}: {error}; the host limits threads (ulimit -u)") from None
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _disown(self, thread: threading.Thread) -> None:
         """Forget a thread of which it is not certain that it has started; if it has, and got no further, it ends."""
@@ -96,14 +112,14 @@ class Vcpu(Handle):
 
     def wait_created(self) -> None:
         """Do the second half of start_vcpu()."""
-        with self.accel.lock:
-            self.accel.cpu_cond.wait_for(lambda: self.state is not State.STARTING)
-            failure = self._failure
+        self.accel.cpu_cond.wait_for(lambda: self.state is not State.STARTING)
+        failure = self._failure
         if failure is not None:
             raise failure
 
     def plug(self) -> None:
-        """Start the vCPU anew, from its starting state; it runs if the machine does."""
+        """Realize and start the vCPU anew, from its starting state; it runs if the machine does."""
+        self.realize()
         self.start_vcpu()
         with self.accel.lock:
             if self.accel.running:
@@ -123,19 +139,30 @@ class Vcpu(Handle):
                 self._end_life(Command.FAILED)
             return
         with self.accel.lock:
-            self.created = True
+            self.created = self.has_lived = True
             self._apply(Command.CREATED)
             if self.waits_for_sipi:
                 self._apply(Command.HALT)
-        while self.state is not State.LEAVING:
-            try:
-                if self.state is State.RUNNING and cpu_exec(self) == EXCP_DEBUG:
-                    self.handle_guest_debug()
+        try:
+            while self.state is not State.LEAVING:
+                if self.state is State.RUNNING:
+                    self._run_guest()
                 self.wait_io_event()
-            except BaseException as error:  # of a handler: it stops the machine, and this vCPU with it
-                self.accel.fail(error)
-                finish_io(self)
+        except BaseException as error:  # a mistake of ours: this vCPU ends, and nobody waits for it for ever
+            self.accel.fail(error)
+            with self.accel.lock:
+                self._apply(Command.UNPLUG)
         self.destroy_vcpu()
+
+    def _run_guest(self) -> None:
+        try:
+            if cpu_exec(self) == EXCP_DEBUG:
+                self.handle_guest_debug()
+        except BaseException as error:  # of a handler: it stops the machine, and this vCPU with it
+            self.accel.fail(error)
+            with self.accel.lock:
+                self.post_locked(Command.PAUSE)
+            finish_io(self)
 
     def _claim(self) -> bool:
         """Enter this thread into the books; False when the starter gave it up before."""
@@ -150,17 +177,15 @@ class Vcpu(Handle):
     def init_vcpu(self) -> None:
         """Get the fd, map kvm_run, set the processor up, get ready for kicks (QEMU: kvm_init_vcpu)."""
         self._name_thread()
-        signal.pthread_sigmask(signal.SIG_SETMASK, BLOCKED)
-        self.fd, reused = self.accel.get_vcpu(self.apic_id)
+        self.fd = self.accel.get_vcpu(self.apic_id)
         try:
             self.run = self.fd.map_run(self.accel.run_size)
             with self.accel.lock:
                 self._page = self.run
-                self.run[IMMEDIATE_EXIT] = self._kicked
                 if self._cpus is not None:
                     os.sched_setaffinity(0, self._cpus)
-            self.run[registers.VALID_REGS : registers.SYNC] = bytes(registers.SYNC - registers.VALID_REGS)
-            arch.arch_init_vcpu(self, reused)
+            self.clear_page()
+            arch_init_vcpu(self)
             self.fd.set_signal_mask(IN_KVM_RUN)
         except BaseException:
             self._unmap_and_park()
@@ -175,24 +200,27 @@ class Vcpu(Handle):
 
     def wait_io_event(self) -> None:
         """Do what other threads posted; sleep until there is some, or the vCPU can run (QEMU: qemu_wait_io_event)."""
+        resumed = False
         while True:
             with self.accel.lock:
                 self._clear_kick()
-                while not self._inbox and self.state not in BUSY:
-                    self._sleeping = True
-                    self.halt_cond.wait()
-                    self._sleeping = False
-                    self._clear_kick()
-                if not self._inbox or self.state is State.LEAVING:
+                if self.state is State.LEAVING:
                     return
-                item = self._inbox.popleft()
+                item = self._inbox.popleft() if self._inbox else None
                 if isinstance(item, Command):
-                    if item is Command.RESUME and self.accel.irqchip == "kernel":
-                        arch.tell_guest_it_was_paused(self)
                     self._apply(item)
                     self._applied += 1
-                    continue
-            self._do(item)
+                    resumed |= item is Command.RESUME
+                elif item is None:
+                    if self.state in BUSY:
+                        break
+                    self._sleeping = True
+            if item is None:
+                self._bell.acquire()  # until the next kick
+            elif isinstance(item, Work):
+                self._do(item)
+        if resumed and self.accel.irqchip != "none":
+            arch.tell_guest_it_was_paused(self)
 
     def _clear_kick(self) -> None:
         """Take back a kick, with the lock held: what it was for is seen to next."""
@@ -239,8 +267,31 @@ class Vcpu(Handle):
         with self.accel.lock:
             page, self._page = self._page, None
         if page is not None:
-            page.close()
+            try:
+                page.close()
+            except BufferError:
+                del page  # the traceback of an error about a register holds a view: the mapping goes with that
         self.accel.park_vcpu(self.apic_id, self.fd)
+
+    def reset(self, machine_wide: bool = False) -> None:
+        """Go back to the starting state, on the vCPU's own thread; halted or not, it can run then.
+
+        `machine_wide`: all vCPUs are being reset (QEMU: cpu_reset).
+        """
+        forget_former_life(self, machine_wide)
+        cpu_reset(self)
+        with self.accel.lock:
+            self._apply(Command.WAKE)
+            if self.waits_for_sipi:
+                self._apply(Command.HALT)
+
+    def clear_page(self) -> None:
+        """Take back what kvm_run asks of the next KVM_RUN, save a kick that is on its way."""
+        with self.accel.lock:
+            self.run[REQUEST_INTERRUPT_WINDOW] = 0
+            self.run[IMMEDIATE_EXIT] = self._kicked
+            self.run[CR8 : CR8 + 8] = bytes(8)
+            self.run[registers.VALID_REGS : registers.SYNC] = bytes(registers.SYNC - registers.VALID_REGS)
 
     def flag(self, offset: int, bit: int) -> None:
         """Set a bit of kvm_valid_regs or kvm_dirty_regs."""
