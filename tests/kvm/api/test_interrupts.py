@@ -145,6 +145,28 @@ def test_a_resampled_eventfd(irq_vm: VmFd, eventfd: int) -> None:
         os.close(resample)
 
 
+def test_a_resampled_eventfd_is_told_of_the_end_of_interrupt(irq_guest: Guest, eventfd: int) -> None:
+    """The handler acknowledges through the local APIC: movl $0,0xb0 with DS at 0xFEE00000; then as HANDLER_CODE."""
+    guest = irq_guest
+    guest.memory[HANDLER : HANDLER + 14] = b"\x66\xc7\x06\xb0\x00\x00\x00\x00\x00" + HANDLER_CODE
+    enable_apic(guest.vcpu)
+    sregs = guest.vcpu.get_sregs()
+    sregs.ds.base = APIC
+    guest.vcpu.set_sregs(sregs)
+    ioapic = guest.vm.get_irqchip(abi.KVM_IRQCHIP_IOAPIC)
+    ioapic.chip.ioapic.redirtbl[9].bits = VECTOR | 1 << 15  # level-triggered, not masked (82093AA, 3.2.4)
+    guest.vm.set_irqchip(ioapic)
+    resample = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        with guest.vm.irqfd(eventfd, 9, resample):
+            os.eventfd_write(eventfd, 1)
+            assert signals(resample) == 0
+            assert taken(guest) == b"I."
+            assert signals(resample) == 1
+    finally:
+        os.close(resample)
+
+
 def test_routes(irq_vm: VmFd) -> None:
     irq_vm.set_gsi_routing([IrqchipRoute(4, abi.KVM_IRQCHIP_IOAPIC, 4), MsiRoute(64, APIC, 0x31)])
     irq_vm.set_gsi_routing([])
