@@ -75,7 +75,7 @@ class Machine:
 
     >>> with Machine(memory="1M", smp=2) as machine:
     ...     machine.load(bytes([0x97, 0xE6, 0x50, 0xF4]))  # xchg %ax,%di; out %al,$0x50; hlt
-    ...     machine.on_port(0x50, write=lambda vcpu, data: seen.append((vcpu.index, data)))
+    ...     _ = machine.on_port(0x50, write=lambda vcpu, data: seen.append((vcpu.index, data)))
     ...     seen = []
     ...     machine.run(timeout=5)
     <Outcome halted by vCPU ..., status 0>

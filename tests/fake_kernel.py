@@ -14,13 +14,16 @@ import signal
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
-from pyvcpu.kvm import Kernel
+from pyvcpu import Machine
+from pyvcpu.kvm import Kernel, Kvm
+from pyvcpu.kvm import abi as every
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.base import Ioctl
 
-REQUESTS = {value.number: value for value in vars(abi).values() if isinstance(value, Ioctl)}
+REQUESTS = {value.number: value for name in dir(every) if isinstance(value := getattr(every, name), Ioctl)}
 PAGE = 4096
 RUN_SIZE = 3 * PAGE  # kvm_run, the data of port I/O, the coalesced ring
 DATA_OFFSET = PAGE
@@ -47,15 +50,22 @@ class WatchedKernel(Kernel):
         self.errno = self._errno
         self._errors = threading.local()
         self._lock = threading.Lock()
-        self._refused: dict[tuple[str, int], int] = {}
+        self._refused: dict[tuple[str, int | None, int], int] = {}
         self._hooks: dict[str, Callable[[int], object]] = {}
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, int | None]] = Counter()  # by request, and whose: a vCPU's or anyone's
+        self._ids: dict[int, int] = {}  # vCPU ids by fd
         self.log: list[str] = []  # every request but KVM_RUN and KVM_CHECK_EXTENSION, and open, mmap, close
 
-    def refuse(self, request: str, code: int, nth: int = 1) -> None:
-        """Answer the `nth` call of `request` from now on with errno `code`; `request` may also be "mmap"."""
+    def prepare(self, fd: int, number: int) -> Callable[[], int]:
+        return lambda: self.ioctl(fd, number, 0)
+
+    def refuse(self, request: str, code: int, nth: int = 1, vcpu: int | None = None) -> None:
+        """Answer the `nth` call of `request` from now on with errno `code`; `request` may also be "mmap".
+
+        With `vcpu`, only calls for the vCPU of that id count.
+        """
         with self._lock:
-            self._refused[request, self.counts[request] + nth] = code
+            self._refused[request, vcpu, self._counts[request, vcpu] + nth] = code
 
     def before(self, request: str, hook: Callable[[int], object]) -> None:
         """Call `hook(argument)` before each `request`, in the thread that makes it."""
@@ -64,28 +74,35 @@ class WatchedKernel(Kernel):
     def count(self, request: str) -> int:
         """Return how often `request` was made."""
         with self._lock:
-            return self.counts[request]
+            return self._counts[request, None]
 
     def forget(self) -> None:
         """Empty the log."""
         with self._lock:
             self.log.clear()
 
-    def _note(self, request: str, argument: int = 0) -> int:
+    def _note(self, request: str, vcpu: int | None = None, argument: int = 0) -> int:
         """Write `request` down, and return the errno with which to refuse it, else 0."""
+        refusal = 0
         with self._lock:
-            self.counts[request] += 1
+            for whose in {None, vcpu}:
+                self._counts[request, whose] += 1
+                refusal |= self._refused.get((request, whose, self._counts[request, whose]), 0)
             if request not in ("KVM_RUN", "KVM_CHECK_EXTENSION"):
                 self.log.append(request)
-            refusal = self._refused.get((request, self.counts[request]), 0)
             hook = self._hooks.get(request)
         if hook is not None:
             hook(argument)
         return refusal
 
     def _ioctl(self, fd: int, number: int, argument: int) -> int:
-        refusal = self._note(name_of(number), argument)
+        request = name_of(number)
+        creates = request == "KVM_CREATE_VCPU"
+        refusal = self._note(request, argument if creates else self._ids.get(fd), argument)
         result = -refusal if refusal else self.answer(fd, number, argument)
+        if creates and result >= 0:
+            with self._lock:
+                self._ids[result] = argument
         self._errors.code = max(-result, 0)
         return max(result, -1)
 
@@ -102,7 +119,7 @@ class WatchedKernel(Kernel):
         return super().open(path)
 
     def mmap(self, fd: int, length: int) -> mmap.mmap:
-        refusal = self._note("mmap")
+        refusal = self._note("mmap", self._ids.get(fd))
         if refusal:
             raise OSError(refusal, os.strerror(refusal))
         return super().mmap(fd, length)
@@ -152,6 +169,11 @@ def halts(vcpu: FakeVcpu) -> Generator[None, None, None]:
         yield
 
 
+def spins(vcpu: FakeVcpu) -> Generator[None, None, None]:
+    """Be a guest that only a kick gets out of KVM_RUN."""
+    yield from ()
+
+
 class FakeKernel(WatchedKernel):
     """A KVM in Python. `guest` is what every vCPU runs. Its fds are real ones, of memory files."""
 
@@ -170,6 +192,7 @@ class FakeKernel(WatchedKernel):
         }
         self.cpuid = [abi.kvm_cpuid_entry2(function=0, eax=1), abi.kvm_cpuid_entry2(function=1)]
         self.by_id: dict[int, FakeVcpu] = {}
+        self._used: set[tuple[int, int]] = set()  # fds of VMs and the ids of their vCPUs
         self.slots: list[abi.kvm_userspace_memory_region] = []
         self._by_fd: dict[int, FakeVcpu] = {}
 
@@ -202,7 +225,10 @@ class FakeKernel(WatchedKernel):
         return self.api_version
 
     def _create_vm(self, fd: int, argument: int) -> int:
-        return os.memfd_create("vm", os.MFD_CLOEXEC)
+        new = os.memfd_create("vm", os.MFD_CLOEXEC)
+        with self._lock:
+            self._used = {(vm, vcpu_id) for vm, vcpu_id in self._used if vm != new}
+        return new
 
     def _check_extension(self, fd: int, argument: int) -> int:
         return self.caps.get(argument, 0)
@@ -211,11 +237,15 @@ class FakeKernel(WatchedKernel):
         return RUN_SIZE
 
     def _create_vcpu(self, fd: int, vcpu_id: int) -> int:
-        if vcpu_id in self.by_id:  # also when its fd was closed
-            return -errno.EEXIST
+        with self._lock:
+            if (fd, vcpu_id) in self._used:  # also when its fd was closed
+                return -errno.EEXIST
+            self._used.add((fd, vcpu_id))
         new = os.memfd_create(f"vcpu {vcpu_id}", os.MFD_CLOEXEC)
         os.ftruncate(new, RUN_SIZE)
-        self.by_id[vcpu_id] = self._by_fd[new] = FakeVcpu(vcpu_id, new)
+        with self._lock:
+            self._by_fd[new] = FakeVcpu(vcpu_id, new)
+            self.by_id.setdefault(vcpu_id, self._by_fd[new])
         return new
 
     def _supported_cpuid(self, fd: int, address: int) -> int:
@@ -230,6 +260,12 @@ class FakeKernel(WatchedKernel):
     def _set_slot(self, fd: int, address: int) -> int:
         kind = abi.kvm_userspace_memory_region
         self.slots.append(kind.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(kind))))
+        return 0
+
+    def _translate(self, fd: int, address: int) -> int:
+        """Say that every address is its own."""
+        translation = abi.kvm_translation.from_address(address)
+        translation.physical_address, translation.valid = translation.linear_address, 1
         return 0
 
     def _set_signal_mask(self, fd: int, address: int) -> int:
@@ -262,6 +298,15 @@ SPECIAL: dict[str, Callable[[FakeKernel, int, int], int]] = {
     "KVM_GET_SUPPORTED_CPUID": FakeKernel._supported_cpuid,
     "KVM_CREATE_VCPU": FakeKernel._create_vcpu,
     "KVM_SET_USER_MEMORY_REGION": FakeKernel._set_slot,
+    "KVM_TRANSLATE": FakeKernel._translate,
     "KVM_SET_SIGNAL_MASK": FakeKernel._set_signal_mask,
     "KVM_RUN": FakeKernel._run,
 }
+
+
+@contextmanager
+def machine_on(kernel: FakeKernel, smp: int = 1) -> Iterator[Machine]:
+    """Make a machine on the fake. What is loaded does not matter: the guest is the kernel's."""
+    with Kvm("fake", kernel) as kvm, Machine("1M", smp, kvm=kvm, output=lambda data: None) as machine:
+        machine.load(b"\xf4")
+        yield machine

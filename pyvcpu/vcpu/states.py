@@ -13,7 +13,7 @@ class State(Enum):
     PAUSED = "paused"  # created; waits for RESUME
     RUNNING = "running"  # in cpu_exec
     HALTED = "halted"  # the guest executed HLT; waits for WAKE
-    PAUSED_HALTED = "paused while halted"
+    PAUSED_HALTED = "paused while halted"  # waits for RESUME, to wait for WAKE again
     LEAVING = "unplugging"  # its thread is on its way to destroy_vcpu
     UNPLUGGED = "unplugged"  # no thread; the fd is parked
 

@@ -1,0 +1,58 @@
+"""docs/states.md says what the table in the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvcpu.vcpu.states import TRANSITIONS, Command, State
+from tools import gen_docs
+
+
+def test_the_document_is_up_to_date() -> None:
+    assert gen_docs.main(["--check"]) == 0
+
+
+def test_each_part_is_in_the_document() -> None:
+    found = [name for _, name, _ in gen_docs.PART.findall(gen_docs.DOCUMENT.read_text(encoding="utf-8"))]
+    assert sorted(found) == sorted(gen_docs.PARTS)
+
+
+def test_the_diagram_has_every_step_to_another_state() -> None:
+    drawn = set()
+    for line in gen_docs.diagram():
+        if " --> " in line and "[*]" not in line:
+            states, _, commands = line.partition(": ")
+            old, new = (State[name.strip()] for name in states.split(" --> "))
+            drawn |= {(old, Command(command), new) for command in commands.split(", ")}
+    assert drawn == {(old, command, new) for (old, command), new in TRANSITIONS.items() if old is not new}
+
+
+def test_the_table_has_every_transition() -> None:
+    heads, _, *rows = ([field.strip() for field in line.split("|")[1:-1]] for line in gen_docs.table())
+    found = {
+        (row[0].strip("*"), command, new)
+        for row in rows
+        for command, new in zip(heads[1:], row[1:], strict=True)
+        if new
+    }
+    assert found == {(str(old), str(command), str(new)) for (old, command), new in TRANSITIONS.items()}
+
+
+def test_a_change_is_noticed_and_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = gen_docs.DOCUMENT.read_text(encoding="utf-8")
+    copy = tmp_path / "states.md"
+    copy.write_text(good.replace("RUNNING --> PAUSED: pause\n", ""), encoding="utf-8")
+    monkeypatch.setattr(gen_docs, "DOCUMENT", copy)
+    assert gen_docs.main(["--check"]) == 1
+    assert "run tools/gen_docs.py" in capsys.readouterr().err
+    assert gen_docs.main([]) == 0
+    assert copy.read_text(encoding="utf-8") == good
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(KeyError, match="nonsense"):
+        gen_docs.filled("<!-- generated: nonsense -->\n<!-- end -->\n")

@@ -1,0 +1,81 @@
+"""Write the generated parts of docs/states.md from the table in pyvcpu/vcpu/states.py.
+
+A part lies between the lines `<!-- generated: NAME -->` and `<!-- end -->`; all else is written by hand.
+
+    python tools/gen_docs.py            # bring the file up to date
+    python tools/gen_docs.py --check    # write nothing; fail when it is not
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, whatever is installed
+
+from pyvcpu.vcpu import states
+from pyvcpu.vcpu.states import TRANSITIONS, Command, State
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "states.md"
+PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+
+def diagram() -> list[str]:
+    """Return the diagram: every transition that leads to another state."""
+    names = [f'    state "{state}" as {state.name}' for state in State]
+    steps: dict[tuple[State, State], list[str]] = {}
+    for (old, command), new in TRANSITIONS.items():
+        if old is not new:
+            steps.setdefault((old, new), []).append(str(command))
+    arrows = [f"    {old.name} --> {new.name}: {', '.join(commands)}" for (old, new), commands in steps.items()]
+    return ["```mermaid", "stateDiagram-v2", *names, f"    [*] --> {State.REALIZED.name}", *arrows, "```"]
+
+
+def table() -> list[str]:
+    """Return the whole table, a row for each state and a column for each command."""
+    rows = [["", *map(str, Command)], ["---"] * (1 + len(Command))]
+    for state in State:
+        rows.append([f"**{state}**", *(str(TRANSITIONS.get((state, command), "")) for command in Command)])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def meanings() -> list[str]:
+    """Return the states with the comments that stand beside them in the source."""
+    source = Path(states.__file__).read_text(encoding="utf-8")
+    comments = dict(re.findall(r'^    (\w+) = "[^"]*"  # (.*)$', source, re.MULTILINE))
+    return ["| | |", "|---|---|", *(f"| **{state}** | {comments.get(state.name, '')} |" for state in State)]
+
+
+PARTS: dict[str, Callable[[], list[str]]] = {
+    "diagram": diagram,
+    "table": table,
+    "states": meanings,
+}
+
+
+def filled(text: str) -> str:
+    """Return `text` with its generated parts as they should be; raise KeyError for one that nobody makes."""
+    return PART.sub(lambda found: found[1] + "\n".join(["", *PARTS[found[2]](), "", ""]) + found[3], text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or check the document; return 1 when the check finds a difference."""
+    parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a part is not up to date")
+    check = parser.parse_args(arguments).check
+    text = DOCUMENT.read_text(encoding="utf-8")
+    wanted = filled(text)
+    if wanted == text:
+        return 0
+    if check:
+        print(f"{DOCUMENT.name} does not say what states.py does; run tools/gen_docs.py", file=sys.stderr)
+        return 1
+    DOCUMENT.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
