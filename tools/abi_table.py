@@ -224,7 +224,9 @@ def index_source() -> str:
 
 def names() -> dict[str, Any]:
     """Return every name of the ABI with its value; members of the enumerations under their kernel names, too."""
-    found: dict[str, Any] = {name: getattr(abi, name) for name in module_of() if name != "Ioctl"}
+    modules = submodules()
+    found: dict[str, Any] = {name: vars(modules[module])[name] for name, module in module_of().items()}
+    del found["Ioctl"]
     for enum, prefix in ENUMS.items():
         found.update({prefix + member.name: int(member) for member in found.pop(enum)})
     return found

@@ -35,6 +35,7 @@ KVM_EXIT_MMIO = 6
 KVM_EXIT_IRQ_WINDOW_OPEN = 7
 KVM_EXIT_INTR = 10
 KVM_EXIT_SYSTEM_EVENT = 24
+KVM_EXIT_IOAPIC_EOI = 26
 
 # kvm_run.kvm_valid_regs, kvm_dirty_regs (asm/kvm.h).
 KVM_SYNC_X86_REGS = 1 << 0

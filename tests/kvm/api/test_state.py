@@ -73,6 +73,8 @@ def test_xsave(vcpu: VcpuFd, vm: VmFd, kvm: Kvm) -> None:
 
 
 def test_extended_control_registers(vcpu: VcpuFd) -> None:
+    if not vcpu.get_xcrs():  # a host processor without XSAVE
+        return
     assert vcpu.get_xcrs() == {0: 1}
     vcpu.set_xcrs({0: 1})
     with pytest.raises(KvmError, match="XCR0") as caught:
