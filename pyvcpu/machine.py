@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     Image = bytes | bytearray | str | os.PathLike[str]
 
+COUNTED = ("flat", "elf")  # formats whose guests are told the number of vCPUs in (R)SI
 IRQCHIPS = ("none", "kernel", "split")
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
@@ -190,6 +191,8 @@ class Machine:
             raise StateError("the vCPUs are started already: load the image before start() or run()")
         for vcpu, start in zip(self.vcpus, plan.starts, strict=True):
             vcpu.start = start
+            if start is not None and plan.format in COUNTED and self.topology.cpus < len(self.vcpus):
+                start.registers["rsi"] = self.topology.cpus  # as many as will come; maxcpus has room for more
         self._plan = plan
         self._write_segments()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Sequence
     from types import ModuleType
 
-COMMANDS = ("boot", "info")
+COMMANDS = ("boot", "cpuid", "info")
 USAGE, NO_KVM, INTERRUPTED = 2, 4, 130
 
 

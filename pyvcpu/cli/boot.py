@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..outcome import Outcome
 from . import INTERRUPTED, USAGE, complain, say
 from .console import Input
-from .options import KVM_OPTION, Option, default_kvm
+from .options import CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, default_kvm
 from .output import TICK, Output, OutputError
 from .signals import Signalled, Signals, die_of
 
@@ -39,7 +39,8 @@ example: python -m pyvcpu boot examples/images/hello.bin --smp 4"""
 
 OPTIONS = (
     Option("image", "the file to boot", "IMAGE"),
-    Option("--smp", "number of vCPUs (default 1)", "N", "1"),
+    SMP_OPTION,
+    CPU_OPTION,
     Option("--memory", "guest memory, such as 64M or 2G (default 64M)", "SIZE", "64M", short="-m"),
     Option("--format", "linux, multiboot, pvh, elf, bootsector or flat (default: what the image looks like)", "NAME"),
     Option("--initrd", "Linux: the initial RAM disk; Multiboot: modules, FILE[ ARGUMENTS],...", "FILE"),
@@ -82,7 +83,7 @@ class Job:
 
     def __init__(self, options: SimpleNamespace) -> None:
         self._options = options
-        self._smp, self._timeout = number("--smp", options.smp), seconds(options.timeout)
+        self._timeout = seconds(options.timeout)
         self._load, self._entry = address("--load", options.load), address("--entry", options.entry)
         from ..machine import read_image
         from ..memory import parse_size
@@ -122,10 +123,12 @@ class Job:
         options = self._options
         with Machine(
             self._memory,
-            self._smp,
+            options.smp,
+            cpu=options.cpu,
             irqchip=options.irqchip,
             output=output.write,
             on_listen=lambda: console.start(machine.com1),
+            warn=say,
             kvm=options.kvm or default_kvm(),
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
@@ -192,14 +195,6 @@ def _run(machine: Machine, signals: Signals, output: Output, timeout: float | No
 
 def _left(end: float | None) -> float | None:
     return None if end is None else max(end - monotonic(), 0)
-
-
-def number(option: str, text: str) -> int:
-    """Return the decimal number in `text`; raise ConfigError in the option's words."""
-    try:
-        return int(text, 10)
-    except ValueError:
-        raise ConfigError(f"{option} takes a whole number, not {text!r}") from None
 
 
 def address(option: str, text: str | None) -> int | None:

@@ -88,6 +88,21 @@ def quick_parse(table: Sequence[Option], arguments: Sequence[str]) -> SimpleName
 KVM_OPTION = Option("--kvm", "the KVM device (default: the environment's PYVCPU_KVM, or /dev/kvm)", "PATH")
 
 
+SMP_OPTION = Option(
+    "--smp",
+    "vCPUs (default 1), as sockets of cores of threads, with room for maxcpus",
+    "N[,sockets=S][,cores=C][,threads=T][,maxcpus=M]",
+    "1",
+)
+CPU_OPTION = Option(
+    "--cpu",
+    "host (all that KVM supports, the default) or x86-64-v1 to v4, then +feature, -feature, check (warn of what is"
+    " missing), enforce (refuse it), phys-bits=N, tsc-khz=N, kvm=on|off, hv=on|off, with commas between",
+    "MODEL[,...]",
+    "host",
+)
+
+
 def default_kvm() -> str:
     """Return the KVM device to use where --kvm names none."""
     return os.environ.get("PYVCPU_KVM") or "/dev/kvm"

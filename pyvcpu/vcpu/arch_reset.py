@@ -56,10 +56,9 @@ def forget_former_life(vcpu: Vcpu, machine_wide: bool = False) -> None:
     fd.set_sregs(abi.kvm_sregs.from_buffer_copy(vcpu.reset_sregs))
     if accel.kvm.check_extension(Cap.NESTED_STATE):
         _leave_nested_guest(fd)
+    _reset_fpu(fd)
     if accel.kvm.check_extension(Cap.XSAVE):
         fd.set_xsave(reset.xsave_area())
-    else:
-        _reset_fpu(fd)
     if accel.kvm.check_extension(Cap.XCRS):
         fd.set_xcrs({0: reset.XCR0})
     _set_msrs(fd, _msrs(vcpu), machine_wide)
@@ -101,6 +100,7 @@ def _leave_nested_guest(fd: VcpuFd) -> None:
 
 
 def _reset_fpu(fd: VcpuFd) -> None:
+    """Reset x87 and SSE; an XSAVE area that says "initial state" leaves their old values where KVM_GET_FPU looks."""
     from ..kvm.abi.state import kvm_fpu
     from ..x86 import reset
 
