@@ -59,13 +59,13 @@ def rate(kind: str, vcpus: int, seconds: float) -> float:
     counter = Counter(vcpus)
     with Machine("1M", vcpus, output=lambda data: None) as machine:
         if observed == "stats":
-            from pyvcpu.stats import Stats
+            from pyvcpu.vcpu.observe import Stats
 
-            machine.accel.observer = Stats()
+            machine.observe(Stats())
         elif observed == "trace":
-            from pyvcpu.trace import Trace
+            from pyvcpu.trace import Timeline, Trace
 
-            machine.accel.observer = Trace()
+            machine.observe(Trace(Timeline()))
         prepare(machine, counter)
         machine.load(code, format="flat")
         start = time.perf_counter()

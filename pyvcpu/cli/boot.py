@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from ..machine import Machine
     from .files import Disks
+    from .watch import Watch
 
 HELP = "run an image"
 DESCRIPTION = """\
@@ -54,6 +55,10 @@ OPTIONS = (
     Option("--rng", "a virtio entropy source"),
     Option("--reboot", "boot again when the guest asks for a reset, instead of ending"),
     Option("--timeout", "end with status 124 after S seconds", "S"),
+    Option("--stats", "at the end, say how many exits there were, of which kind, and how long they took"),
+    Option("--trace", "write a timeline of the vCPUs, for Perfetto or chrome://tracing", "FILE"),
+    Option("--explain", "say, step by step, what happens in the life of each vCPU"),
+    Option("--top", "show exits per second on the terminal that standard error is"),
     KVM_OPTION,
 )
 
@@ -111,13 +116,19 @@ class Job:
             console.close()
 
     def _boot(self, console: Input) -> Outcome:
-        output = Output()
+        output, watch, options = Output(), None, self._options
+        if options.stats or options.trace is not None or options.explain or options.top:
+            from .watch import Watch
+
+            watch = Watch(options)
         try:
-            return self._run_machine(console, output)
+            return self._run_machine(console, output, watch)
         finally:
+            if watch is not None:
+                watch.close()
             output.close()
 
-    def _run_machine(self, console: Input, output: Output) -> Outcome:
+    def _run_machine(self, console: Input, output: Output, watch: Watch | None) -> Outcome:
         from ..machine import Machine
 
         options = self._options
@@ -144,7 +155,13 @@ class Job:
                 entry=self._entry,
                 start=options.start,
             )
-            return _run(machine, self._signals, output, self._timeout)
+            if watch is None:
+                return _run(machine, self._signals, output, self._timeout)
+            watch.begin(machine)
+            try:
+                return _run(machine, self._signals, output, self._timeout)
+            finally:
+                watch.end(machine)
 
     def _add_devices(self, machine: Machine) -> None:
         for disk in self._disks.devices if self._disks is not None else ():
@@ -190,7 +207,7 @@ def _run(machine: Machine, signals: Signals, output: Output, timeout: float | No
     except Signalled:
         output.cancel()
         raise
-    return outcome or Outcome("timeout")
+    return outcome or machine.wait(0) or Outcome("timeout")
 
 
 def _left(end: float | None) -> float | None:

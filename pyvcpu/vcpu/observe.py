@@ -1,0 +1,138 @@
+"""cpu_exec under observation: how many exits there were, of which kind, and how long it took to serve them."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from ..kvm.abi import basic as abi
+from .execute import EXIT, EXIT_REASON, EXITS, IO_EXIT, refused, serve, shortcuts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Sequence
+
+    from .vcpu import Vcpu
+
+FINE, SHIFT = 1024, 7  # buckets of 128 ns up to 131 us; above, one for each power of two
+BUCKETS = FINE + 64
+MOST_KEYS = 1024  # ports and addresses that are counted apart; a guest must not fill our memory
+OTHERS = -1
+BY_ADDRESS = (abi.KVM_EXIT_IO, abi.KVM_EXIT_MMIO)
+
+
+class Histogram:
+    """How often something took how long: 128 ns fine up to 131 us. One thread writes it; others may read meanwhile."""
+
+    __slots__ = ("buckets",)
+
+    def __init__(self) -> None:
+        self.buckets = [0] * BUCKETS
+
+    def add(self, took: int) -> None:
+        """Count one of `took` nanoseconds."""
+        at = took >> SHIFT
+        self.buckets[at if at < FINE else FINE + at.bit_length()] += 1
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.buckets)
+
+    def percentile(self, share: float) -> int:
+        """Return the nanoseconds that `share` (0 to 1) of them did not exceed, to the upper end of a bucket."""
+        left = share * self.count
+        for at, count in enumerate(self.buckets):
+            left -= count
+            if left <= 0 and count:
+                return (at + 1 if at < FINE else 1 << at - FINE) << SHIFT
+        return 0
+
+
+class Kind:
+    """The exits of one reason: their times, and how many there were by port access or address."""
+
+    __slots__ = ("keys", "times")
+
+    def __init__(self) -> None:
+        self.times = Histogram()
+        self.keys: dict[int, list[int]] = {}
+
+    def add(self, key: int, took: int) -> None:
+        """Count one."""
+        self.times.add(took)
+        counter = self.keys.get(key) or self.new(key)
+        counter[0] += 1
+
+    def new(self, key: int) -> list[int]:
+        """Return a counter for `key`, the one of all others when there are many already."""
+        if len(self.keys) >= MOST_KEYS:
+            key = OTHERS
+        return self.keys.setdefault(key, [0])
+
+
+class Stats:
+    """Counts exits, by vCPU and reason. Each vCPU's thread writes its own; `kinds` may be read meanwhile.
+
+    `kinds[index][reason]`; those of a vCPU that was plugged again are added to those of its former life.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: list[dict[int, Kind]] = []
+
+    def attach(self, vcpus: Sequence[Vcpu]) -> None:
+        """Get ready for these; before any of them is started."""
+        self.kinds = [{} for _ in vcpus]
+
+    def cpu_exec(self, vcpu: Vcpu) -> str:
+        """Do what execute.cpu_exec() does, and count. It costs 0.5 us an exit."""
+        kinds = self.kinds[vcpu.index]
+        ports = kinds.setdefault(IO_EXIT, Kind())
+        port, buckets = ports.keys.get, ports.times.buckets
+        accel, kernel, run, now = vcpu.accel, vcpu.fd.kernel, vcpu.run, perf_counter_ns
+        kvm_run, errno, unpack = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno, EXIT.unpack_from
+        io_shortcut = shortcuts(vcpu)
+        while True:
+            if kvm_run():
+                why = refused(vcpu, errno())
+                if why is not None:
+                    return why
+                continue
+            start = now()
+            reason, key, byte, first, last = unpack(run, EXIT_REASON)
+            if first != last:
+                accel.drain(vcpu)
+            if reason == IO_EXIT:
+                access = io_shortcut(key)
+                if access is not None:
+                    access(vcpu, byte)
+                    counter = port(key) or ports.new(key)
+                    counter[0] += 1
+                    at = now() - start >> SHIFT
+                    buckets[at if at < FINE else FINE + at.bit_length()] += 1
+                    continue
+            why = serve(vcpu, reason, key)
+            kind = kinds.get(reason) or kinds.setdefault(reason, Kind())
+            kind.add(key if reason in BY_ADDRESS else 0, now() - start)
+            if why is not None:
+                return why
+
+
+def name_of(reason: int) -> str:
+    """Return the name of an exit reason as in linux/kvm.h, without KVM_EXIT_."""
+    from ..kvm.abi.exits import Exit
+
+    try:
+        return Exit(reason).name
+    except ValueError:
+        return f"reason {reason}" if reason in EXITS else f"unknown reason {reason}"
+
+
+def access_of(reason: int, key: int) -> str:
+    """Return what an exit's key says, in words: the port and what was done there, or the address."""
+    if key == OTHERS:
+        return "others"
+    if reason == abi.KVM_EXIT_IO:
+        size, count = key >> 8 & 0xFF, key >> 32
+        text = f"{'out' if key & 0xFF else 'in'} {key >> 16 & 0xFFFF:#x}"
+        return text + (f" ({size} bytes)" if size > 1 else "") + (f" x{count}" if count > 1 else "")
+    return f"{key:#x}"
