@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from types import FrameType
     from typing import NoReturn
 
+IMPATIENT = 3
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -24,20 +25,24 @@ class Signalled(BaseException):
 class Signals:
     """From creation on a signal is kept, and raised as Signalled by the next (or present) `with` on this object.
 
-    One is raised at most; those after it find the program on its way out. Signals that the parent had us ignore stay
-    ignored. For the main thread.
+    Those that come after it find the program on its way out, and are ignored; but the third is raised wherever it comes,
+    for people who see that nothing happens. Signals that the parent had us ignore stay ignored. For the main thread.
     """
 
     def __init__(self) -> None:
         self._open = False
         self._kept: int | None = None
         self._done = False
+        self._count = 0
         for number in CAUGHT:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._caught)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         self._kept = self._kept or number
+        self._count += 1
+        if self._count == IMPATIENT:
+            raise Signalled(self._kept)
         if self._open:
             self._raise(self._kept)
 

@@ -104,8 +104,8 @@ class Coalescer:
         accel = self._accel
         turn, idle = 0, threading.Event()
         while not self._closed:
+            accel.cpu_cond.wait_for(lambda: self._closed or accel.counts[State.RUNNING])
             with accel.lock:
-                accel.cpu_cond.wait_for(lambda: self._closed or accel.counts[State.RUNNING])
                 running = [vcpu for vcpu in accel.vcpus if vcpu.state is State.RUNNING]
                 turn += 1
                 if running:
