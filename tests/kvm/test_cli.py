@@ -219,7 +219,8 @@ def test_a_reader_that_leaves(image: Callable[[bytes], Path], endless: bool) -> 
     with running(image(YES) if endless else HELLO, "--smp", 4) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline().decode().strip() in {"y", "", *hello(4)}
+        line = process.stdout.readline().decode().strip()  # "y" and line ends of four vCPUs come in any order
+        assert not line.strip("y") or line in hello(4)
         process.stdout.close()
         assert process.wait(DEADLINE) == 0
         assert process.stderr.read() == b""
