@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test check format pytest unit kvm amd test-amd guests all-pythons clean
+.PHONY: help test check format pytest unit kvm amd test-amd bench guests all-pythons clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
@@ -44,6 +44,10 @@ amd: $(STAMP)  ## run CMD='...' on an emulated AMD KVM; MMU=shadow, ADD=DIR (doc
 
 test-amd: $(STAMP)  ## tests/kvm and tests/amd on that KVM, with nested and with shadow paging
 	$(BIN)/python -m tools.rig test -- $(ARGS)
+
+bench: $(STAMP)  ## measure beside C and QEMU (ARGS="--rounds 3"); table, bench.json and plot for docs/benchmarks.md
+	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check matplotlib
+	$(BIN)/python -m bench --plot docs/benchmarks.svg $(ARGS)
 
 guests:  ## assemble the guest programs anew (needs binutils)
 	$(PYTHON) tools/build_guests.py
