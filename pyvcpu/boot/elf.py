@@ -6,7 +6,7 @@ import struct
 
 from ..errors import ImageError
 from .flat import MODES
-from .layout import BIOS_AREA, check_spans, place_acpi
+from .layout import BIOS_AREA, check_spans, place_firmware
 from .plan import Plan, Target
 
 TYPE_CHECKING = False
@@ -138,11 +138,11 @@ def plan(image: bytes, target: Target) -> Plan:
     if entry is not None:
         return pvh.boot(elf, entry, target)
     check_spans(elf.spans, target)
-    acpi, _ = place_acpi(target, elf.spans)
+    firmware, _ = place_firmware(target, elf.spans)
     count = target.vcpus if target.start == "all" else 1
     mode = "long" if elf.bits == 64 else "protected"
     segments, starts = MODES[mode](elf.entry, [*elf.spans, BIOS_AREA], Target(target.ranges, count))
     for start in filter(None, starts):
         start.registers["rsi"] = target.vcpus
     waiting: list[StartState | None] = [None] * (target.vcpus - count)
-    return Plan("elf", [*elf.segments, *acpi, *segments], starts + waiting, "kernel")
+    return Plan("elf", [*elf.segments, *firmware, *segments], starts + waiting, "kernel")

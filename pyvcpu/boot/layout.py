@@ -17,6 +17,9 @@ EBDA = 0x9FC00  # the extended BIOS data area: conventional memory ends here, at
 BIOS_AREA = (EBDA, MIB)  # EBDA, video memory, option ROMs, BIOS
 LATE_TOP = 1 << 30  # Linux reaches no more than this before it has page tables of its own
 
+# mov $0xfe, %al; out %al, $0x64; 1: hlt; jmp 1b: the keyboard controller pulses the reset line.
+RESET_VECTOR, RESET_CODE = 0xFFFF0, b"\xb0\xfe\xe6\x64\xf4\xeb\xfd"
+
 # Kinds of memory, by the same numbers in every protocol (ACPI 6.4 table 15.4).
 RAM, RESERVED = 1, 2
 
@@ -47,19 +50,21 @@ def check_spans(spans: Sequence[Span], target: Target) -> None:
         before = end
 
 
-def place_acpi(target: Target, used: Sequence[Span]) -> tuple[list[Segment], int]:
-    """Return the ACPI tables as a segment, and the RSDP's address; nothing and 0 where there are none.
+def place_firmware(target: Target, used: Sequence[Span]) -> tuple[list[Segment], int]:
+    """Return what a guest may expect of a BIOS, and the RSDP's address: the ACPI tables, and code at the reset vector.
 
-    Guests that do not ask for them must not lack room because of them: where the image lies, or no RAM is, they are
-    left out.
+    Linux on hardware-reduced ACPI, and many a small kernel, jumps to F000:FFF0 to restart the machine. Guests that do
+    not ask for any of this must not lack room because of it: where the image lies, or no RAM is, it is left out (and
+    the address is 0).
     """
-    if target.acpi is None:
-        return [], 0
-    address, tables = target.acpi()
-    end = address + len(tables)
-    if not target.holds(address, len(tables)) or any(start < end and address < last for start, last in used):
-        return [], 0
-    return [(address, tables)], address
+    tables = _if_free(*target.acpi(), target, used) if target.acpi else []
+    return [*_if_free(RESET_VECTOR, RESET_CODE, target, used), *tables], tables[0][0] if tables else 0
+
+
+def _if_free(address: int, data: bytes, target: Target, used: Sequence[Span]) -> list[Segment]:
+    end = address + len(data)
+    taken = any(start < end and address < last for start, last in used)
+    return [(address, data)] if target.holds(address, len(data)) and not taken else []
 
 
 def place_info(build: Callable[[int], bytes], used: Sequence[Span], target: Target) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ import struct
 from ..errors import ImageError
 from ..x86 import paging
 from ..x86.start import LINUX_CODE, LINUX_DATA, StartState, linux_gdt
-from .layout import BIOS_AREA, c_string, memory_map, place_acpi, place_files
+from .layout import BIOS_AREA, c_string, memory_map, place_files, place_firmware
 from .plan import Plan
 
 TYPE_CHECKING = False
@@ -130,7 +130,7 @@ def plan(image: bytes, target: Target) -> Plan:
     longest = min(kernel.cmdline_size, COMMAND_LINE_END - COMMAND_LINE - 1)
     if len(command_line) - 1 > longest:
         raise ImageError(f"this kernel's command line may have at most {longest} bytes, not {len(command_line) - 1}")
-    acpi, rsdp = place_acpi(target, [])
+    firmware, rsdp = place_firmware(target, [])
     files = place_files(target, [(LOAD, kernel.end), BIOS_AREA], kernel.initrd_max + 1)
     initrd = (files[0][0], len(files[0][1])) if files and len(files[0][1]) else (0, 0)
     start = StartState(
@@ -148,7 +148,7 @@ def plan(image: bytes, target: Target) -> Plan:
             (ZERO_PAGE, _zero_page(kernel, target, initrd, rsdp)),
             (PAGE_TABLES, paging.identity_map(PAGE_TABLES, MAPPED_GIB)),
             (COMMAND_LINE, command_line),
-            *acpi,
+            *firmware,
             (LOAD, kernel.code),
             *files,
         ],

@@ -13,8 +13,8 @@ from .layout import (
     c_string,
     check_spans,
     memory_map,
-    place_acpi,
     place_files,
+    place_firmware,
     place_info,
     started,
 )
@@ -78,13 +78,13 @@ def plan(image: bytes, target: Target) -> Plan:
     if entry >= 1 << 32:
         raise ImageError(f"a Multiboot image's entry must be below 4 GiB, not {entry:#x}")
     check_spans(used, target)
-    acpi, _ = place_acpi(target, used)
-    used += [(address, address + len(tables)) for address, tables in acpi]
+    firmware, _ = place_firmware(target, used)
+    used += [(address, address + len(data)) for address, data in firmware]
     files = place_files(target, used, target.ranges[0][1])
     address, info = place_info(lambda base: _information(base, target, files), used, target)
     registers = {"rax": BOOT_MAGIC, "rbx": address + GDT_SIZE}
     start = StartState("protected", entry, gdt=address, registers=registers)
-    return Plan("multiboot", [*segments, *acpi, *files, (address, info)], started(start, target), "kernel")
+    return Plan("multiboot", [*segments, *firmware, *files, (address, info)], started(start, target), "kernel")
 
 
 def _from_elf(image: bytes) -> tuple[list[Segment], list[Span], int]:

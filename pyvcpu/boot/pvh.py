@@ -10,7 +10,7 @@ import struct
 from ..errors import ImageError
 from ..x86.start import StartState, gdt
 from .elf import Elf
-from .layout import c_string, check_spans, memory_map, place_acpi, place_files, place_info, started
+from .layout import c_string, check_spans, memory_map, place_files, place_firmware, place_info, started
 from .plan import Plan
 
 TYPE_CHECKING = False
@@ -61,12 +61,12 @@ def boot(elf: Elf, entry: int, target: Target) -> Plan:
         raise ImageError(f"the PVH entry {entry:#x} must be in one of the image's segments and below 4 GiB")
     check_spans(elf.spans, target)
     used = elf.spans
-    acpi, rsdp = place_acpi(target, used)
-    used += [(address, address + len(tables)) for address, tables in acpi]
+    firmware, rsdp = place_firmware(target, used)
+    used += [(address, address + len(data)) for address, data in firmware]
     files = place_files(target, used, target.ranges[0][1])
     address, info = place_info(lambda base: _start_info(base, target, files, rsdp), used, target)
     start = StartState("protected", entry, gdt=address, registers={"rbx": address + GDT_SIZE})
-    return Plan("pvh", [*elf.segments, *acpi, *files, (address, info)], started(start, target), "kernel")
+    return Plan("pvh", [*elf.segments, *firmware, *files, (address, info)], started(start, target), "kernel")
 
 
 def _start_info(base: int, target: Target, files: list[Segment], rsdp: int) -> bytes:

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Iterable, Sequence
 
-BASE, SIZE = 0xE0000, 0x20000  # where guests search for the RSDP (section 5.2.5.1)
+BASE, SIZE = 0xE0000, 0x1FFF0  # where guests search for the RSDP (section 5.2.5.1), up to the reset vector
 OEM, OEM_TABLE, CREATOR = b"PYVCPU", b"PYVCPUPC", b"PYVC"
 HEADER = struct.Struct("<4sIBB6s8sI4sI")
 RSDP = struct.Struct("<8sB6sBIIQB3x")

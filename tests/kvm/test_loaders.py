@@ -72,3 +72,9 @@ def test_pvh_without_extras() -> None:
 def test_init_sipi_sipi(smp: int) -> None:
     outcome, _ = run("elf64_smp", smp=smp)
     assert outcome.status == ended(smp)
+
+
+def test_reset_vector() -> None:
+    """What is at F000:FFF0 asks for a reset, as a BIOS does."""
+    outcome, _ = run("elf32_restart", smp=2)
+    assert outcome.reason == "reset"

@@ -52,7 +52,7 @@ def test_many_processors_that_wait_take_no_room() -> None:
 def test_bss_is_not_given_away() -> None:
     """The stack and the tables go around what the image says it takes, not only around its bytes."""
     made = plan(elf([Segment(MIB, CODE, size=63 * MIB - 0x10000)]), Target(ram(64 * MIB), 1))
-    assert all(address == MIB or address >= 64 * MIB - 0x10000 for address, _ in made.segments)
+    assert all(address <= MIB or address >= 64 * MIB - 0x10000 for address, _ in made.segments)
     with pytest.raises(ImageError, match="no room for"):
         plan(elf([Segment(0x1000, CODE, size=2 * MIB - 0x1000)]), Target(ram(2 * MIB), 1))
 
@@ -60,7 +60,7 @@ def test_bss_is_not_given_away() -> None:
 def test_small_guest_gets_nothing_in_the_bios_area() -> None:
     made = plan(elf([Segment(0x10000, CODE)]), Target(ram(MIB), 1))
     assert first(made).stack <= 0x9FC00
-    assert all(address + len(data) <= 0x9FC00 for address, data in made.segments)
+    assert all(address + len(data) <= 0x9FC00 or address == 0xFFFF0 for address, data in made.segments)
 
 
 @pytest.mark.parametrize(

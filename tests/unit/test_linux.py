@@ -29,7 +29,7 @@ def test_start() -> None:
     assert memory.u64(start.page_table) & 1
     assert memory.u64(start.gdt + 0x10)
     for address, data in made.segments:
-        assert address >= MIB or address + len(data) <= 0x9B000, "the kernel takes room just below 0x9F000"
+        assert address >= 0xE0000 or address + len(data) <= 0x9B000, "the kernel takes room just below 0x9F000"
 
 
 def test_zero_page() -> None:

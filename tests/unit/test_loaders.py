@@ -8,7 +8,7 @@ import pytest
 
 from pyvcpu import ConfigError, ImageError
 from pyvcpu.boot import FORMATS, Target, detect, plan
-from pyvcpu.boot.layout import c_string, memory_map, place_acpi, place_info
+from pyvcpu.boot.layout import RESET_CODE, RESET_VECTOR, c_string, memory_map, place_firmware, place_info
 from pyvcpu.boot.multiboot import split_modules
 from pyvcpu.kvm.abi.basic import kvm_regs, kvm_sregs
 from pyvcpu.x86.start import StartState, linux_gdt, set_start
@@ -101,13 +101,23 @@ def test_memory_map_has_no_overlaps() -> None:
         assert sum(end - start for start, end, _ in entries) == size
 
 
-def test_acpi_tables_give_way() -> None:
+def test_firmware_gives_way() -> None:
+    """ACPI tables and the reset vector are there unless the image lies there, or no RAM is."""
     tables = Target(ram(2 * MIB), 1, acpi=lambda: (0xE0000, bytes(0x1000)))
-    assert place_acpi(tables, [(0, 0xE0000), (0xE1000, 2 * MIB)]) == ([(0xE0000, bytes(0x1000))], 0xE0000)
-    assert place_acpi(tables, [(0xE0FFF, 0xE1000)]) == ([], 0)
-    assert place_acpi(tables, [(0, MIB)]) == ([], 0)
-    assert place_acpi(Target(ram(2 * MIB), 1), []) == ([], 0)
-    assert place_acpi(Target(ram(0xE0800), 1, acpi=tables.acpi), []) == ([], 0)
+    acpi, reset = (0xE0000, bytes(0x1000)), (RESET_VECTOR, RESET_CODE)
+    assert place_firmware(tables, [(0, 0xE0000), (0xE1000, 0xFFFF0), (MIB, 2 * MIB)]) == ([reset, acpi], 0xE0000)
+    assert place_firmware(tables, [(0xE0FFF, 0xE1000)]) == ([reset], 0)
+    assert place_firmware(tables, [(0xFFFF6, 0xFFFF7)]) == ([acpi], 0xE0000)
+    assert place_firmware(tables, [(0, MIB)]) == ([], 0)
+    assert place_firmware(Target(ram(2 * MIB), 1), []) == ([reset], 0)
+    assert place_firmware(Target(ram(0xE0800), 1, acpi=tables.acpi), []) == ([], 0)
+
+
+@pytest.mark.parametrize("image", [IMAGES["linux"], IMAGES["multiboot"], IMAGES["elf"], pvh()])
+def test_reset_vector(image: bytes) -> None:
+    """F000:FFF0 is where guests jump to restart a PC; tests/kvm/test_loaders.py jumps there."""
+    made = plan(image, Target(ram(32 * MIB), 1))
+    assert (0xFFFF0, b"\xb0\xfe\xe6\x64\xf4\xeb\xfd") in made.segments
 
 
 def test_boot_information_is_in_conventional_memory_while_there_is_room() -> None:
