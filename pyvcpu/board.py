@@ -6,14 +6,17 @@ from .devices.debug import CONSOLE_PORT, EXIT_PORT, After, DebugConsole, DebugEx
 from .devices.reset import RESET_CONTROL_PORT, KeyboardController, ResetControl
 from .devices.serial import COM1, COM1_IRQ, Serial
 from .errors import ConfigError
+from .kvm.errors import KvmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Sequence
 
     from .devices.bus import Bus
+    from .devices.ioapic import Ioapic, Route
     from .devices.virtio import VirtioDevice
     from .devices.virtio_mmio import VirtioMmio
+    from .kvm.vm import VmFd
     from .memory import GuestMemory
 
     SetLine = Callable[[int, bool], object]
@@ -68,6 +71,25 @@ class Board:
 
         self._ports.attach(RTC_PORT, RTC_LENGTH, Rtc())
         self._ports.attach(SLEEP_PORT, SleepControl.LENGTH, SleepControl(lambda: self._stop("power-off", None)))
+
+    def add_ioapic(self, vm: VmFd) -> Ioapic:
+        """Add the IOAPIC of a machine whose kernel has the local APICs only."""
+        from .devices.ioapic import BASE, Ioapic
+        from .kvm.routes import MsiRoute
+        from .kvm.vm_irq import VmIrq  # see Machine._create_irqchip
+
+        def send_msi(address: int, data: int) -> int:
+            try:
+                return VmIrq.signal_msi(vm, address, data)
+            except KvmError:
+                return 0  # the guest's doing: a message to nobody
+
+        def set_routes(routes: Sequence[Route]) -> None:
+            VmIrq.set_gsi_routing(vm, [MsiRoute(*route) for route in routes])
+
+        ioapic = Ioapic(send_msi, set_routes)
+        self._mmio.attach(BASE, Ioapic.LENGTH, ioapic)
+        return ioapic
 
     def add_virtio(self, device: VirtioDevice) -> VirtioMmio:
         """Put a virtio device on the MMIO bus; the ACPI tables will name it. Before the image is loaded."""

@@ -41,6 +41,7 @@ IRQCHIPS = ("none", "kernel", "split")
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
 IOAPIC_PINS = 24
+SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY: KVM answers port 0x61, too
 CHUNK = 1 << 20
 REQUIRED = {
     "KVM_CAP_USER_MEMORY": (abi.KVM_CAP_USER_MEMORY, "Linux 2.6.24"),
@@ -100,6 +101,7 @@ class Machine:
             raise ConfigError(f"irqchip must be none, kernel or split, not {irqchip!r}")
         self._irqchip = irqchip
         self._plan: Plan | None = None
+        self._drive_line: Callable[[int, bool], object] = lambda gsi, level: None
         self._coalescer: Coalescer | None = None
         self._coalescer_lock = threading.Lock()
         self._closers: list[Callable[[], object]] = []  # in order of creation
@@ -305,26 +307,27 @@ class Machine:
 
     def _create_irqchip(self, kind: str) -> None:
         if kind != "none":
-            self.board.add_clock_and_power()
             enable_x2apic_api(self.accel)
         if kind == "kernel":
             self.vm.create_irqchip()
-            from .kvm.abi.irq import KVM_CREATE_PIT2, kvm_pit_config
+            from .kvm.vm_irq import VmIrq  # and no more: vm.create_pit2 would have every method of the API loaded
 
-            self.vm.ioctl(KVM_CREATE_PIT2, kvm_pit_config(flags=1))
+            VmIrq.create_pit2(self.vm, SPEAKER_DUMMY)
+            self._drive_line = lambda gsi, level: VmIrq.irq_line(self.vm, gsi, level)
         elif kind == "split":
             self.vm.enable_cap(abi.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
+            ioapic = self.board.add_ioapic(self.vm)
+            self.accel.eoi, self._drive_line = ioapic.eoi, ioapic.set_line
+        if kind != "none":
+            self.board.add_clock_and_power()
         self.accel.irqchip = kind
 
     def set_line(self, gsi: int, level: bool) -> None:
-        """Drive interrupt line `gsi`: 0 to 15 as on the PICs, up to 23 on the IOAPIC only (KVM_IRQ_LINE). Any thread.
+        """Drive interrupt line `gsi`: 0 to 15 as on the PICs, up to 23 on the IOAPIC only. Any thread.
 
-        Without interrupt controllers in the kernel the line leads nowhere.
+        Without interrupt controllers the line leads nowhere.
         """
-        if self.accel.irqchip == "kernel":
-            from .kvm.abi.irq import KVM_IRQ_LINE, kvm_irq_level
-
-            self.vm.ioctl(KVM_IRQ_LINE, kvm_irq_level(irq=gsi, level=level))
+        self._drive_line(gsi, level)
 
     def run(self, timeout: float | None = None) -> Outcome:
         """Start the vCPUs that are not yet, let it run to its end or for `timeout` seconds, and pause it.
@@ -426,6 +429,7 @@ class Machine:
         self.stop("closed")  # for another thread that still waits for the end
         self.com1.close()
         self.accel.unplug_all()
+        self._drive_line = lambda gsi, level: None  # a thread that feeds a device may be late
         if self._coalescer is not None:
             self._coalescer.close()
         self.accel.close_parked()

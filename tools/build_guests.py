@@ -110,7 +110,8 @@ def build(source: Path) -> bytes:
         script, assembled, linked, flat = (f"{folder}/guest.{end}" for end in ("ld", "o", "elf", "bin"))
         text, options = (ELF_SCRIPT, ELF_OPTIONS) if header.format == "elf" else (LINKER_SCRIPT, ())
         Path(script).write_text(text.format(address=header.address), encoding="utf-8")
-        run("as", f"--{header.bits}", "--fatal-warnings", "-o", assembled, str(source))
+        include = f"-I{source.parent}"
+        run("as", f"--{header.bits}", "--fatal-warnings", include, "-o", assembled, str(source))
         machine = "elf_x86_64" if header.bits == 64 else "elf_i386"
         run("ld", "-m", machine, "-e", "_start", "--build-id=none", *options, "-T", script, "-o", linked, assembled)
         if header.format == "elf":

@@ -94,6 +94,7 @@ class Accel:
         self.exit_handlers: dict[int, ExitHandler] = {}
         self.observer: Observer | None = None  # sees every exit; set before the first start
         self.drain: Callable[[Vcpu], object] = bool  # serves the writes that KVM has collected in the coalesced ring
+        self.eoi: Callable[[int], object] = bool  # tells the IOAPIC, where that is ours, that a vector was served
         self.lock = threading.Lock()
         self.cpu_cond = Cond(self.lock)
         self.vcpus: Sequence[Vcpu] = ()

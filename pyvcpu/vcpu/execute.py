@@ -31,6 +31,7 @@ EXIT = Struct(f"<I20xQ{PIO_DATA - 40}xc{RING - PIO_DATA - 1}xII")
 IO = Struct("<I20xBBHIQ")
 MMIO = Struct("<I20xQ8sIB")
 MMIO_DATA = 40
+EOI_VECTOR = 32
 FINISH_TRIES = 64  # a page-crossing string instruction asks again for each piece
 NO_SHORTCUTS: dict[int, Callable[[Any, bytes], object]] = {}
 
@@ -162,6 +163,10 @@ def _interrupted(vcpu: Vcpu) -> str:
     return EXCP_INTERRUPT
 
 
+def _ioapic_eoi(vcpu: Vcpu) -> None:
+    vcpu.accel.eoi(vcpu.run[EOI_VECTOR])
+
+
 def _system_event(vcpu: Vcpu) -> str:
     from ..kvm.abi.exits import SystemEvent
 
@@ -202,4 +207,5 @@ EXITS: dict[int, Callable[[Vcpu], str | None]] = {
     abi.KVM_EXIT_INTR: _interrupted,
     abi.KVM_EXIT_IRQ_WINDOW_OPEN: _again,
     abi.KVM_EXIT_SYSTEM_EVENT: _system_event,
+    abi.KVM_EXIT_IOAPIC_EOI: _ioapic_eoi,
 }
