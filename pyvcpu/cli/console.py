@@ -9,7 +9,6 @@ import threading
 
 from ..devices.serial import IER, IER_RDI, LCR, LCR_DLAB, LSR, LSR_DR
 from . import say
-from .keys import HELP_LINES, INTERRUPT, QUIT, SUMMARY, Keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -19,6 +18,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from typing import Any
 
     from ..devices.serial import Serial
+    from .keys import Keys
 
 STDIN = 0
 CHUNK = 4096
@@ -174,6 +174,8 @@ class Input:
 
         waiting: SimpleQueue[bytes] = SimpleQueue()  # an empty one is the end
         threading.Thread(target=_hand_over, args=(serial, waiting), name="console feed", daemon=True).start()
+        from .keys import Keys
+
         keys, reader = Keys(), _ReadDetector(serial)
         while data := self._read(CHUNK):
             with self._lock:
@@ -187,6 +189,8 @@ class Input:
 
     def _obey(self, keys: Keys, data: bytes, reader: _ReadDetector) -> bytes:
         """Do what keys for us say; return the others."""
+        from .keys import HELP_LINES, INTERRUPT, QUIT, SUMMARY
+
         data, commands = keys.take(data)
         for command in commands:
             if command == QUIT:

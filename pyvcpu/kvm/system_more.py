@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from .abi import debug, features
+from .abi import basic, features
 from .attributes import get_attribute, has_attribute
 from .cpuid import CpuidTable
 from .msrs import fetch_index_list, read_msrs
@@ -62,7 +62,7 @@ class KvmMore(KvmCore):
         KVM_X86_GET_MCE_CAP_SUPPORTED, api.rst 4.104. Needs KVM_CAP_MCE.
         """
         value = ctypes.c_uint64()
-        self.ioctl(debug.KVM_X86_GET_MCE_CAP_SUPPORTED, value)
+        self.ioctl(basic.KVM_X86_GET_MCE_CAP_SUPPORTED, value)
         return value.value
 
     def has_device_attr(self, group: int, attr: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from .abi import debug, features
+from .abi import basic, debug, features
 from .attributes import get_attribute, has_attribute, set_attribute
 from .cpuid import CpuidTable
 from .fd import U32, U64, in_range
@@ -59,7 +59,7 @@ class VcpuMsr(VcpuCore):
 
         KVM_X86_SETUP_MCE, api.rst 4.105. Needs KVM_CAP_MCE.
         """
-        self.ioctl(debug.KVM_X86_SETUP_MCE, ctypes.c_uint64(in_range("mcg_cap", mcg_cap, U64)))
+        self.ioctl(basic.KVM_X86_SETUP_MCE, ctypes.c_uint64(in_range("mcg_cap", mcg_cap, U64)))
 
     def x86_set_mce(self, mce: debug.kvm_x86_mce) -> None:
         """Inject a machine check (KVM_X86_SET_MCE, api.rst 4.106). Needs KVM_CAP_MCE."""

@@ -6,6 +6,7 @@ from ctypes import c_uint64
 from errno import EIO, ENOTTY
 
 from ..errors import ConfigError
+from ..kvm.abi import basic as abi
 from ..kvm.cpuid import CpuidTable
 from ..kvm.errors import KvmError
 from ..x86 import paravirt
@@ -114,9 +115,7 @@ def setup_mce(vcpu: Vcpu) -> None:
     """Give the processor the machine-check banks that realize decided on, as many as KVM has (KVM_X86_SETUP_MCE)."""
     cap = supported_mcg_cap(vcpu.accel, vcpu.mcg_cap) if vcpu.mcg_cap else 0
     if cap:
-        from ..kvm.abi.debug import KVM_X86_SETUP_MCE
-
-        vcpu.fd.ioctl(KVM_X86_SETUP_MCE, c_uint64(cap))
+        vcpu.fd.ioctl(abi.KVM_X86_SETUP_MCE, c_uint64(cap))
     vcpu.mcg_cap = cap
 
 
@@ -125,10 +124,8 @@ def supported_mcg_cap(accel: Accel, wanted: int) -> int:
     banks = accel.kvm.check_extension(KVM_CAP_MCE)
     if not banks:
         return 0
-    from ..kvm.abi.debug import KVM_X86_GET_MCE_CAP_SUPPORTED
-
     flags = c_uint64()
-    accel.kvm.ioctl(KVM_X86_GET_MCE_CAP_SUPPORTED, flags)
+    accel.kvm.ioctl(abi.KVM_X86_GET_MCE_CAP_SUPPORTED, flags)
     return wanted & flags.value & ~0xFF | min(wanted & 0xFF, banks)
 
 

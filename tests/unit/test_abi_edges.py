@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import pyvcpu.kvm.themes  # noqa: F401  # the classes have all their methods from here on
 from pyvcpu.kvm import DeviceFd, Kernel, Kvm, KvmError, VcpuFd, VmFd, abi
 from pyvcpu.kvm.catalogue import entries
 from pyvcpu.kvm.fd import Fd, fd_number, in_range
