@@ -76,6 +76,10 @@ all paused         0: paused    \+0        1: paused    \+0        2: paused    
   RIP 0x1014: Halt\(\) number 2, thermostat 0
 halted; the thermostat says 0
 """,
+    "08_interrupts": r"""
+one interrupt for each letter
+31 interrupts; exit, with exit status 1
+""",
     "09_loaders": r"""
 a multiboot image, which wants irqchip='kernel'
   0x100000    51 bytes
