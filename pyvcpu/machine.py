@@ -156,12 +156,13 @@ class Machine:
         load: int | None = None,
         entry: int | None = None,
         start: str | None = None,
+        name: str = "",
     ) -> None:
         """Put `image` (bytes, or the name of a file) into memory, and set how the vCPUs start.
 
         `format`: one of boot.FORMATS; None to see for itself. `initrd`: command lines and contents of the files that
         Linux, Multiboot and PVH images get beside them; `append`: their command line. `mode`, `load`, `entry`: for flat
-        images, see boot.Target. `start`: all or bsp.
+        images, see boot.Target. `start`: all or bsp. `name`: what a Multiboot guest is told that it was loaded from.
 
         Raise ImageError for an image that cannot be booted here, OSError for an unreadable file.
         """
@@ -174,7 +175,7 @@ class Machine:
             mode=mode,
             load=load,
             entry=entry,
-            name="" if isinstance(image, (bytes, bytearray)) else str(image),
+            name=name or ("" if isinstance(image, (bytes, bytearray)) else str(image)),
             append=append,
             initrd=initrd,
             acpi=self._acpi,

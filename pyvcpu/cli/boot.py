@@ -154,6 +154,7 @@ class Job:
                 load=self._load,
                 entry=self._entry,
                 start=options.start,
+                name=options.image,
             )
             if watch is None:
                 return _run(machine, self._signals, output, self._timeout)

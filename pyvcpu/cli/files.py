@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..boot.multiboot import split_modules
 from ..devices.virtio_blk import DiskFile, VirtioBlk
 from ..errors import ConfigError
 from ..machine import read_image
@@ -16,13 +17,13 @@ if TYPE_CHECKING:  # mypy reads this as True
 def read_initrd(text: str | None, limit: int) -> list[tuple[str, bytes]]:
     """Read the files that --initrd names; return the command line and the content of each.
 
-    `text` is a file, or for Multiboot a list as QEMU takes it: `FILE[ ARGUMENTS],...`. Raise ConfigError for a file
-    that cannot be read.
+    `text` is a file, or for Multiboot a list as QEMU takes it: `FILE[ ARGUMENTS],...`, a comma in a name doubled. Raise
+    ConfigError for a file that cannot be read.
     """
     if text is None:
         return []
-    lines = [text] if os.path.exists(text) else text.split(",")
-    return [(line, _read(line if os.path.exists(line) else line.split(" ")[0], limit)) for line in lines]
+    modules = [(text, text)] if os.path.exists(text) else split_modules(text)
+    return [(line, _read(path, limit)) for path, line in modules]
 
 
 def _read(path: str, limit: int) -> bytes:

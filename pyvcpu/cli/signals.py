@@ -26,7 +26,8 @@ class Signals:
     """From creation on a signal is kept, and raised as Signalled by the next (or present) `with` on this object.
 
     Those that come after it find the program on its way out, and are ignored; but the third is raised wherever it
-    comes, for people who see that nothing happens. Signals that the parent had us ignore stay ignored. For the main thread.
+    comes, for people who see that nothing happens. Signals that the parent had us ignore stay ignored. For the main
+    thread.
     """
 
     def __init__(self) -> None:
