@@ -42,7 +42,8 @@ def counts(made: Machine, index: int) -> None:
 
 def state_of(fd: VcpuFd, indices: tuple[int, ...], irqchip: str) -> dict[str, Any]:
     """Return all that KVM tells of a vCPU, save time."""
-    msrs, fpu = {}, fd.get_fpu()
+    msrs: dict[int, int | None] = {}
+    fpu = fd.get_fpu()
     fpu.mxcsr = fpu.mxcsr or reset.MXCSR  # some KVMs tell 0 while SSE is in its initial state
     for index in indices:
         try:

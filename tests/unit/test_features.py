@@ -49,7 +49,8 @@ def test_bad_processors_are_refused_in_one_line(text: str, words: str) -> None:
 
 def test_what_it_says() -> None:
     cpu = parse("x86-64-v3,enforce,+sse4.1,-LZCNT,phys-bits=40,kvm=off,hv=on,tsc-khz=2000000")
-    assert (cpu.model, cpu.policy, cpu.plus, cpu.minus) == ("x86-64-v3", "enforce", {"sse4_1"}, {"abm"})
+    assert (cpu.model, cpu.policy) == ("x86-64-v3", "enforce")
+    assert (set(cpu.plus), set(cpu.minus)) == ({"sse4_1"}, {"abm"})
     assert (cpu.phys_bits, cpu.kvm, cpu.hv, cpu.tsc_khz) == (40, False, True, 2_000_000)
     assert parse("host").is_plain
     assert parse("host,kvm=off").is_plain
