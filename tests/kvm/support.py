@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyvcpu import Machine
+from pyvcpu import Machine, State, Vcpu
 from pyvcpu.exits import ExitEvent, MmioRead, MmioWrite, PortIn, PortOut
 from pyvcpu.kvm.abi.exits import Exit
+from tests.threads import DEADLINE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "tests" / "guests"
@@ -67,6 +68,45 @@ def accesses(events: Sequence[ExitEvent]) -> list[Any]:
 def is_access(event: ExitEvent) -> bool:
     """Tell whether the exit is an access to a port or to MMIO."""
     return isinstance(event, (PortIn, PortOut, MmioRead, MmioWrite))
+
+
+# Guests that show whether they run.
+
+TICKER = IMAGES / "ticker.bin"  # vCPU i counts in the 32-bit word at 0x8000 + 4 * i, and never exits
+OUT_COUNT = bytes.fromhex(
+    "e6 50"  # 1: out %al,$0x50
+    "ff 06 00 80"  # incw 0x8000
+    "eb f8"  # jmp 1b
+)
+
+
+def counter(made: Machine, index: int) -> int:
+    return made.memory.read_int(0x8000 + 4 * index)
+
+
+def check_counting(made: Machine, index: int) -> None:
+    before = counter(made, index)
+    until(lambda: counter(made, index) != before, f"vCPU {index} does not run")
+
+
+def check_standing(made: Machine, index: int) -> None:
+    before = counter(made, index)
+    assert [counter(made, index) for _ in range(20)] == [before] * 20, f"vCPU {index} runs"
+
+
+def started(code: bytes | Path, smp: int = 1) -> Machine:
+    """Return a machine whose vCPUs run, or have run."""
+    made = machine(code, smp)
+    made.start()
+    made.resume()
+    for vcpu in made.vcpus:
+        state_of(vcpu)
+    return made
+
+
+def state_of(vcpu: Vcpu) -> State:
+    """Return the state once the vCPU has done what was posted to it."""
+    return vcpu.run_on_cpu(lambda vcpu: vcpu.state, DEADLINE) if vcpu.thread else vcpu.state
 
 
 # The command.

@@ -1,4 +1,4 @@
-"""The life of a vCPU on the real KVM: its thread, its states, and commands at every point of it."""
+"""The life of a vCPU on the real KVM: its thread, its states, plug and unplug."""
 
 from __future__ import annotations
 
@@ -6,45 +6,34 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pyvcpu import KvmError, Machine, PyvcpuError, State, StateError, Vcpu
+from pyvcpu import KvmError, Machine, PyvcpuError, State, StateError
 from pyvcpu.kvm import Kvm
 from pyvcpu.kvm.abi import basic as abi
-from pyvcpu.vcpu import Command
 from tests.fake_kernel import WatchedKernel
-from tests.kvm.support import DEVICE, HLT, IMAGES, SPIN, machine
-from tests.threads import DEADLINE, Caller, Hold, until
-
-TICKER = IMAGES / "ticker.bin"  # vCPU i counts in the 32-bit word at 0x8000 + 4 * i, and never exits
-OUT_COUNT = bytes.fromhex(
-    "e6 50"  # 1: out %al,$0x50
-    "ff 06 00 80"  # incw 0x8000
-    "eb f8"  # jmp 1b
+from tests.kvm.support import (
+    DEVICE,
+    HLT,
+    OUT_COUNT,
+    TICKER,
+    check_counting,
+    check_standing,
+    counter,
+    machine,
+    started,
+    state_of,
 )
+from tests.threads import DEADLINE, until
+
 HALT_THEN_OUT = bytes.fromhex(
     "f4"  # hlt
     "e6 50"  # out %al,$0x50
     "eb fe"  # jmp .
 )
-
-
-def counter(made: Machine, index: int) -> int:
-    return made.memory.read_int(0x8000 + 4 * index)
-
-
-def check_counting(made: Machine, index: int) -> None:
-    before = counter(made, index)
-    until(lambda: counter(made, index) != before, f"vCPU {index} does not run")
-
-
-def check_standing(made: Machine, index: int) -> None:
-    before = counter(made, index)
-    assert [counter(made, index) for _ in range(20)] == [before] * 20, f"vCPU {index} runs"
 
 
 def comms() -> dict[int, str]:
@@ -58,21 +47,6 @@ def comms() -> dict[int, str]:
         if name.endswith("/KVM"):
             names[int(task.name)] = name
     return names
-
-
-def started(code: bytes | Path, smp: int = 1) -> Machine:
-    """Return a machine whose vCPUs run, or have run."""
-    made = machine(code, smp)
-    made.start()
-    made.resume()
-    for vcpu in made.vcpus:
-        state_of(vcpu)
-    return made
-
-
-def state_of(vcpu: Vcpu) -> State:
-    """Return the state once the vCPU has done what was posted to it."""
-    return vcpu.run_on_cpu(lambda vcpu: vcpu.state, DEADLINE) if vcpu.thread else vcpu.state
 
 
 # Threads.
@@ -268,222 +242,6 @@ def test_a_failed_creation_can_be_tried_again(request_: str) -> None:
     assert sorted(seen) == [(0, 0), (1, 1), (2, 2), (3, 3)]
     assert len(vendors) == 1
     assert vendors.pop() in (b"Genu", b"Auth", b"Hygo", b"Cent")
-
-
-# Work for a vCPU's thread.
-
-
-def with_thread_id(number: int, vcpu: Vcpu) -> tuple[int, int]:
-    return number, threading.get_native_id()
-
-
-@pytest.mark.parametrize("state", ["running", "paused", "halted"])
-def test_work_runs_on_the_vcpus_thread(state: str) -> None:
-    with started(HLT if state == "halted" else SPIN, 2) as made:
-        vcpu = made.vcpus[1]
-        if state == "paused":
-            made.pause()
-        for number in range(10):
-            assert vcpu.run_on_cpu(partial(with_thread_id, number)) == (number, vcpu.thread_id)
-
-
-def test_what_work_raises_is_raised_in_the_caller() -> None:
-    with started(SPIN) as made:
-
-        def fail(vcpu: Vcpu) -> None:
-            raise ZeroDivisionError("of the work")
-
-        for _ in range(3):
-            with pytest.raises(ZeroDivisionError, match="of the work"):
-                made.vcpus[0].run_on_cpu(fail)
-        assert made.vcpus[0].state is State.RUNNING
-
-
-def test_work_of_a_handler_for_its_own_and_for_another_vcpu() -> None:
-    code = bytes.fromhex(
-        "85 ff"  # test %di,%di
-        "75 04"  # jnz 1f
-        "e6 50"  # out %al,$0x50
-        "eb fe"  # jmp .
-        "eb fe"  # 1: jmp .
-    )
-    found: list[object] = []
-    with machine(code, 2) as made:
-
-        def write(vcpu: Vcpu, data: bytes) -> None:
-            found.append(vcpu.run_on_cpu(lambda v: threading.get_native_id()))
-            found.append(made.vcpus[1].run_on_cpu(lambda v: threading.get_native_id()))
-            made.stop()
-
-        made.on_port(0x50, write=write)
-        assert made.run(DEADLINE).reason == "stopped"
-        assert found == [vcpu.thread_id for vcpu in made.vcpus]
-
-
-def test_timeouts_give_up_waiting_and_nothing_else() -> None:
-    """The vCPU is held up in a handler: what was posted is done when the handler returns."""
-    hold = Hold()
-    done: list[int] = []
-    with machine(OUT_COUNT) as made:
-        made.on_port(0x50, write=hold)
-        made.start()
-        made.resume()
-        hold.wait()
-        vcpu = made.vcpus[0]
-        with pytest.raises(TimeoutError, match="vCPU 0 did not get to it"):
-            vcpu.run_on_cpu(lambda v: done.append(1), timeout=0.01)
-        assert vcpu.pause(timeout=0.01) is False
-        assert made.pause(timeout=0.01) is False
-        assert vcpu.resume(timeout=0.01) is False
-        assert vcpu.unplug(timeout=0.01) is False
-        assert done == []
-        hold.release()
-        until(lambda: vcpu.state is State.UNPLUGGED)
-        assert done == [1]
-
-
-def test_work_is_done_in_the_order_in_which_it_came() -> None:
-    hold = Hold()
-    order: list[int] = []
-
-    def note(number: int, vcpu: Vcpu) -> None:
-        order.append(number)
-
-    with started(SPIN) as made:
-        vcpu = made.vcpus[0]
-        callers = [Caller(lambda: vcpu.run_on_cpu(hold))]
-        hold.wait()
-        for number in range(20):
-            with pytest.raises(TimeoutError):
-                vcpu.run_on_cpu(partial(note, number), timeout=0)
-        hold.release()
-        assert callers[0].done()
-        assert vcpu.run_on_cpu(lambda v: len(order)) == 20
-        assert order == list(range(20))
-
-
-# Commands at known points.
-
-
-def test_commands_before_the_start_take_effect_with_it() -> None:
-    with machine(TICKER, 3) as made:
-        running, paused, gone = made.vcpus
-        assert running.resume()
-        assert paused.resume()
-        assert paused.pause()
-        assert gone.unplug()
-        made.start()
-        check_counting(made, 0)
-        until(lambda: paused.state is State.PAUSED)
-        check_standing(made, 1)
-        until(lambda: gone.state is State.UNPLUGGED)
-
-
-def test_work_before_the_start_has_no_thread() -> None:
-    with machine(TICKER) as made, pytest.raises(StateError, match="realized: it has no thread"):
-        made.vcpus[0].run_on_cpu(lambda vcpu: None)
-
-
-@pytest.mark.parametrize(("command", "state"), [(Command.PAUSE, State.PAUSED), (Command.UNPLUG, State.UNPLUGGED)])
-def test_a_command_during_a_handler_takes_effect_before_the_next_instruction(command: Command, state: State) -> None:
-    hold = Hold()
-    with machine(OUT_COUNT) as made:
-        made.on_port(0x50, write=hold)
-        made.start()
-        made.resume()
-        hold.wait()
-        vcpu = made.vcpus[0]
-        with made.accel.lock:
-            ticket = vcpu.post_locked(command)
-        hold.release()
-        assert vcpu.wait_for(ticket, DEADLINE)
-        until(lambda: vcpu.state is state)
-        assert made.memory.read_int(0x8000, 2) == 0
-        if state is State.PAUSED:
-            assert vcpu.registers.rip == 0x1002, "the access is complete"
-
-
-@pytest.mark.parametrize(
-    ("action", "state"),
-    [
-        (lambda made, vcpu: vcpu.pause(), State.PAUSED),
-        (lambda made, vcpu: vcpu.unplug(), State.UNPLUGGED),
-        (lambda made, vcpu: made.pause(), State.PAUSED),
-        (lambda made, vcpu: made.unplug(vcpu.index), State.UNPLUGGED),
-        (lambda made, vcpu: (vcpu.pause(), vcpu.resume(), vcpu.kick(), vcpu.pause()), State.PAUSED),
-        (lambda made, vcpu: made.stop(), State.PAUSED),
-    ],
-)
-def test_a_handler_commands_its_own_vcpu(action: Callable[[Machine, Vcpu], object], state: State) -> None:
-    """It does not wait for itself; the guest goes no further than the access."""
-    with machine(OUT_COUNT) as made:
-        made.on_port(0x50, write=lambda vcpu, data: action(made, vcpu))
-        made.start()
-        made.resume()
-        until(lambda: made.vcpus[0].state is state)
-        assert made.memory.read_int(0x8000, 2) == 0
-
-
-def test_two_handlers_command_each_others_vcpu() -> None:
-    """Nobody waits there, so nobody waits for ever."""
-    both = threading.Barrier(2)
-    with machine(OUT_COUNT, 2) as made:
-
-        def write(vcpu: Vcpu, data: bytes) -> None:
-            both.wait(DEADLINE)
-            made.vcpus[1 - vcpu.index].pause()
-            both.wait(DEADLINE)
-
-        made.on_port(0x50, write=write)
-        made.start()
-        made.resume()
-        until(lambda: all(vcpu.state is State.PAUSED for vcpu in made.vcpus))
-        assert made.memory.read_int(0x8000, 2) == 0
-
-
-@pytest.mark.parametrize("command", ["pause", "resume", "unplug"])
-def test_commands_after_the_end_are_refused(command: str) -> None:
-    with started(TICKER) as made:
-        vcpu = made.vcpus[0]
-        vcpu.unplug()
-        with pytest.raises(StateError, match="vCPU 0 is unplugged: plug it first"):
-            getattr(vcpu, command)()
-        with pytest.raises(StateError, match="unplugged: it has no thread"):
-            vcpu.run_on_cpu(lambda v: None)
-        vcpu.kick()
-        vcpu.plug()
-        check_counting(made, 0)
-    with pytest.raises(StateError, match="unplugged"):
-        getattr(vcpu, command)()
-    vcpu.kick()
-    assert made.pause()
-
-
-def test_close_waits_for_a_handler() -> None:
-    hold = Hold()
-    made = machine(OUT_COUNT, 2)
-    made.on_port(0x50, write=hold)
-    made.start()
-    made.resume()
-    hold.wait()
-    closer = Caller(made.close)
-    assert not closer.done(0.05)
-    hold.release()
-    assert closer.done()
-    assert closer.error is None
-    assert made.memory is not None
-    made.close()
-
-
-@pytest.mark.parametrize("method", ["run", "wait"])
-def test_close_ends_the_wait_of_another_thread(method: str) -> None:
-    """What it waits for will not come any more."""
-    made = started(SPIN, 2)
-    waiter = Caller(getattr(made, method))
-    until(lambda: all(state_of(vcpu) is State.RUNNING for vcpu in made.vcpus))
-    waiter.join(0.05)  # so that it does wait
-    made.close()
-    assert waiter.done(5), f"{method}() waits for ever"
 
 
 # Plug and unplug.

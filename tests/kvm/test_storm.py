@@ -20,10 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pyvcpu import Machine, State, StateError, Vcpu
 from pyvcpu.kvm import Kvm
 from tests.fake_kernel import WatchedKernel
-from tests.kvm.support import DEVICE, IMAGES, SPIN, machine
+from tests.kvm.support import DEVICE, SPIN, TICKER, counter, machine
 from tests.threads import DEADLINE, Caller, until
 
-TICKER = IMAGES / "ticker.bin"  # vCPU i counts in the 32-bit word at 0x8000 + 4 * i, and never exits
 OUT_COUNT = bytes.fromhex(
     "89 fb"  # mov %di,%bx
     "c1 e3 02"  # shl $2,%bx
@@ -32,10 +31,6 @@ OUT_COUNT = bytes.fromhex(
     "eb f7"  # jmp 1b
 )
 KICKS = 10_000
-
-
-def counter(made: Machine, index: int) -> int:
-    return made.memory.read_int(0x8000 + 4 * index)
 
 
 def check_alive(made: Machine) -> None:
