@@ -1,0 +1,121 @@
+"""How long Debian's cloud kernel takes to user space with four CPUs: here, and under QEMU's microvm and pc.
+
+    python -m bench.linux                        # 3 rounds in the rig (docs/rig.md)
+    python -m bench.linux --rounds 10 --append 'console=ttyS0'
+
+All have the same kernel, initrd, command line, memory and CPUs, and run in turn. The time is from the start of the
+process to the line that init prints. QEMU is the one that the rig itself runs in, with its libraries and firmware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.amd.linux import INITRD, KERNEL, cpu_option
+from tools.rig.image import install_qemu
+from tools.rig.run import run
+
+ADDED = Path("/add")
+LOADER = "ld-linux-x86-64.so.2"
+QEMU = "qemu-system-x86_64"
+FIRMWARE = ("bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin")
+FIRMWARE_FOLDERS = ("/usr/share/qemu", "/usr/share/seabios")
+LONG = 120.0  # seconds that a boot may take
+READY = b"READY cpus=4"
+
+
+def copy_qemu(folder: Path) -> None:
+    """Copy the installed QEMU to `folder`, with what it loads."""
+    install_qemu()
+    program = shutil.which(QEMU)
+    assert program is not None
+    shutil.copy(program, folder)
+    listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    for library in re.findall(r"(/\S+) \(0x", listed):
+        shutil.copy(library, folder)
+    for name in FIRMWARE:
+        found = [Path(place, name) for place in FIRMWARE_FOLDERS if Path(place, name).exists()]
+        shutil.copy(found[0], folder)
+
+
+def commands(append: str, cpu: str) -> dict[str, list[str]]:
+    """Return the command lines to compare; ours is the first."""
+    ours = [sys.executable, "-m", "pyvcpu", "boot", KERNEL, "--initrd", INITRD, "--smp", "4", "--memory", "256M"]
+    theirs = [str(ADDED / LOADER), "--library-path", str(ADDED), str(ADDED / QEMU), "-L", str(ADDED)]
+    theirs += ["-accel", "kvm", "-cpu", cpu, "-smp", "4", "-m", "256M", "-nodefaults", "-no-user-config"]
+    theirs += ["-display", "none", "-serial", "stdio", "-no-reboot"]
+    theirs += ["-kernel", KERNEL, "-initrd", INITRD, "-append", append]
+    return {
+        "pyvcpu": [*ours, "--cpu", cpu, "--append", append],
+        "qemu -M microvm": [*theirs, "-M", "microvm"],
+        "qemu -M pc": [*theirs, "-M", "pc"],
+    }
+
+
+def measure(command: list[str]) -> float:
+    """Boot, and return the seconds to user space; then end it."""
+    with tempfile.TemporaryFile() as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        signal.signal(signal.SIGALRM, lambda number, frame: process.kill())
+        signal.setitimer(signal.ITIMER_REAL, LONG)
+        said = bytearray()
+        while READY not in said and (data := os.read(process.stdout.fileno(), 1 << 16)):
+            said += data
+        took = time.perf_counter() - started
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        errors.seek(0)
+        if READY not in said:
+            sys.exit(f"no user space: {shlex.join(command)}\n{said[-2000:].decode('latin-1')}{errors.read().decode()}")
+    return took
+
+
+def compare(rounds: int, append: str) -> None:
+    """Measure in turn, and print the table."""
+    lines = commands(append, cpu_option())
+    times: dict[str, list[float]] = {name: [] for name in lines}
+    for _ in range(rounds):
+        for name, line in lines.items():
+            times[name].append(measure(line))
+    print(f"start to user space in s, {rounds} rounds, {append!r}")
+    print(f"{'':<20}{'min':>8}{'median':>8}{'ratio of minima':>18}{'of medians':>12}")
+    fastest, usual = min(times["pyvcpu"]), statistics.median(times["pyvcpu"])
+    for name, values in times.items():
+        low, middle = min(values), statistics.median(values)
+        print(f"{name:<20}{low:>8.2f}{middle:>8.2f}{fastest / low:>18.2f}{usual / middle:>12.2f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure how long Linux takes to user space, beside QEMU.")
+    parser.add_argument("--rounds", type=int, default=3, help="how often (default 3)")
+    parser.add_argument(
+        "--append", default="console=ttyS0 quiet", help="the kernel's command line (default %(default)s)"
+    )
+    parser.add_argument("--mmu", default="nested", help="the rig's kind of paging (default %(default)s)")
+    options = parser.parse_args()
+    if os.environ.get("PYVCPU_HOST") == "amd":
+        compare(options.rounds, options.append)
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        copy_qemu(Path(name))
+        again = ["python3", "-m", "bench.linux", "--rounds", str(options.rounds), "--append", options.append]
+        return run(shlex.join(again), mmu=options.mmu, add=name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

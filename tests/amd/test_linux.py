@@ -1,0 +1,114 @@
+"""Debian's unmodified cloud kernel with four vCPUs: user space, topology, clock, entropy, reset, power-off.
+
+PYVCPU_LINUX_BOOTS is how many boots in a row test_boots_in_a_row makes: 2 when not given, 20 in the long run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+import pytest
+
+from tests.amd.linux import (
+    COMPLAINTS,
+    KERNEL,
+    READY,
+    Linux,
+    boot,
+    cpu_option,
+)
+
+BOOTS = int(os.environ.get("PYVCPU_LINUX_BOOTS", "2"))
+DRIVERS = "modprobe -a virtio_mmio virtio_rng"
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not KERNEL, reason="PYVCPU_GUEST_KERNEL names no kernel: `make test-amd` has one"),
+]
+
+
+def no_complaints(text: str) -> None:
+    """Fail when the kernel said that something is wrong."""
+    assert not COMPLAINTS.search(text), text
+
+
+@pytest.mark.parametrize(("sockets", "cores", "threads"), [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
+def test_topology(sockets: int, cores: int, threads: int) -> None:
+    files = " ".join(f"*/topology/{name}" for name in ("physical_package_id", "package_cpus_list", "core_cpus_list"))
+    said = boot(
+        smp=f"4,sockets={sockets},cores={cores},threads={threads}",
+        run=f"cd /sys/devices/system/cpu; cat online; grep . {files}",
+    )
+    no_complaints(said)
+    found = {(int(cpu), name): value for cpu, name, value in re.findall(r"^cpu(\d)/topology/(\w+):(\S+)", said, re.M)}
+
+    def together(cpu: int, count: int) -> str:
+        first = cpu // count * count
+        return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+    package = cores * threads
+    assert found == {
+        (cpu, name): value
+        for cpu in range(4)
+        for name, value in (
+            ("physical_package_id", str(cpu // package)),
+            ("package_cpus_list", together(cpu, package)),
+            ("core_cpus_list", together(cpu, threads)),
+        )
+    }
+    assert re.search(r"^0-3\r?$", said, re.M)
+
+
+def test_every_message_of_a_boot_and_the_clock_and_entropy() -> None:
+    run = "; ".join(
+        (
+            "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
+            "read up rest </proc/uptime; echo before $(date +%s) $up",
+            "sleep 2",
+            "read up rest </proc/uptime; echo after $(date +%s) $up",
+            DRIVERS,
+            "head -c 4096 /dev/hwrng | wc -c",
+            "cat /proc/interrupts",
+        )
+    )
+    started = time.time()
+    said = boot("--rng", run=run, kernel="console=ttyS0")
+    no_complaints(said)
+    assert re.search(r"^kvm-clock\r?$", said, re.M)
+    times = [
+        (int(date), float(uptime)) for date, uptime in re.findall(r"^(?:before|after) (\d+) (\S+)\r?$", said, re.M)
+    ]
+    (first, up_first), (last, up_last) = times
+    ended = time.time()
+    assert started - 2 <= first <= last <= ended + 2
+    assert 2 <= up_last - up_first <= ended - started
+    assert abs((last - first) - (up_last - up_first)) <= 1.5
+    assert re.search(r"^4096\r?$", said, re.M)
+    assert re.search(r"ttyS0$", said.replace("\r", ""), re.M), "the serial port has an interrupt"
+
+
+def test_whole_host_processor() -> None:
+    if cpu_option() != "host":
+        pytest.skip("XSAVE of this processor loses what guests enable: see cpu_option()")
+    no_complaints(boot(cpu="host", run="true"))
+
+
+def test_boots_in_a_row() -> None:
+    for _ in range(BOOTS):
+        no_complaints(boot(run="true"))
+
+
+def test_reset_boots_again_when_asked_to() -> None:
+    """The shell of the first boot asks for a reset, that of the second ends, and init powers off."""
+    with Linux("--reboot") as guest:
+        guest.console.expect(READY)
+        guest.console.expect("# ")
+        guest.send(b"reboot -f\n")
+        guest.console.expect(READY)
+        guest.console.expect("# ")
+        guest.send(b"exit\n")
+        guest.console.expect(r"^EXIT 0\r?$")
+        assert guest.finish() == 0
+    no_complaints(guest.console.text)
