@@ -8,17 +8,24 @@ from __future__ import annotations
 import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 
+from pyvcpu import Machine
 from tests.amd.linux import (
     COMPLAINTS,
+    INITRD,
     KERNEL,
+    LONG,
     READY,
+    TERSE,
+    Console,
     Linux,
     boot,
     cpu_option,
 )
+from tests.kvm.support import DEVICE
 
 BOOTS = int(os.environ.get("PYVCPU_LINUX_BOOTS", "2"))
 DRIVERS = "modprobe -a virtio_mmio virtio_rng"
@@ -112,3 +119,24 @@ def test_reset_boots_again_when_asked_to() -> None:
         guest.console.expect(r"^EXIT 0\r?$")
         assert guest.finish() == 0
     no_complaints(guest.console.text)
+
+
+def test_pause_leaves_no_lockup() -> None:
+    """The watchdog takes 6 seconds without a sign of life for a lockup; the machine pauses for 8, and runs on."""
+    run = "echo 3 >/proc/sys/kernel/watchdog_thresh; cat /proc/sys/kernel/soft_watchdog; echo STARTED;"
+    run += " for i in 1 2 3 4 5; do sleep 1; done; echo FINISHED"
+    console = Console()
+    with Machine("256M", 4, cpu=cpu_option(), kvm=DEVICE, output=console.feed) as machine:
+        machine.load(KERNEL, initrd=[("", Path(INITRD).read_bytes())], append=f'{TERSE} RUN="{run}"')
+        machine.start()
+        machine.resume()
+        console.expect(r"^1\r?\nSTARTED\r?$")
+        assert machine.pause(LONG)
+        time.sleep(8)
+        machine.resume()
+        console.expect(r"^FINISHED\r?$")
+        outcome = machine.wait(LONG)
+    assert outcome is not None
+    assert outcome.status == 0, outcome
+    no_complaints(console.text)
+    assert "stall" not in console.text
