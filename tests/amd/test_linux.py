@@ -1,10 +1,11 @@
-"""Debian's unmodified cloud kernel with four vCPUs: user space, topology, clock, entropy, reset, power-off.
+"""Debian's unmodified cloud kernel with four vCPUs: user space, topology, clock, entropy, disks, reset, power-off.
 
 PYVCPU_LINUX_BOOTS is how many boots in a row test_boots_in_a_row makes: 2 when not given, 20 in the long run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -24,11 +25,14 @@ from tests.amd.linux import (
     Linux,
     boot,
     cpu_option,
+    make_ext4,
+    read_ext4,
 )
 from tests.kvm.support import DEVICE
 
+MIB = 1 << 20
 BOOTS = int(os.environ.get("PYVCPU_LINUX_BOOTS", "2"))
-DRIVERS = "modprobe -a virtio_mmio virtio_rng"
+DRIVERS = "modprobe -a virtio_mmio virtio_blk virtio_rng"
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -140,3 +144,45 @@ def test_pause_leaves_no_lockup() -> None:
     assert outcome.status == 0, outcome
     no_complaints(console.text)
     assert "stall" not in console.text
+
+
+WRITE = (
+    f"{DRIVERS}; mount -t ext4 /dev/vda /mnt && dd if=/dev/urandom of=/mnt/data bs=1M count=16"
+    " && sha256sum /mnt/data && sync && echo SYNCED"
+)
+SUM = r"^([0-9a-f]{64})  /mnt/data\r?$"
+
+
+def check_disk(path: Path, checksum: str) -> None:
+    """Fail unless the disk holds the 16 MiB of that checksum."""
+    data = read_ext4(path.read_bytes(), "data")
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (16 * MIB, checksum)
+
+
+def test_disk_after_power_off_and_one_that_is_only_read(tmp_path: Path) -> None:
+    disk = make_ext4(tmp_path / "disk")
+    other = tmp_path / "other"
+    other.write_bytes(b"\x5a" * MIB)
+    run = f"{WRITE}; umount /mnt; echo ro $(cat /sys/block/vdb/ro); head -c 1048576 /dev/vdb | sha256sum;"
+    run += " dd if=/dev/zero of=/dev/vdb bs=512 count=1 || echo REFUSED"
+    said = boot("--disk", str(disk), "--disk", f"{other},ro", run=run)
+    no_complaints(said)
+    found = re.search(SUM, said, re.M)
+    assert found is not None, said
+    check_disk(disk, found[1])
+    assert re.search(r"^ro 1\r?$", said, re.M)
+    assert f"{hashlib.sha256(other.read_bytes()).hexdigest()}  -" in said
+    assert re.search(r"^REFUSED\r?$", said, re.M), said
+    assert other.read_bytes() == b"\x5a" * MIB
+
+
+def test_disk_after_the_process_was_killed(tmp_path: Path) -> None:
+    """What the guest has synced is there, however the process ends."""
+    disk = make_ext4(tmp_path / "disk")
+    with Linux("--disk", str(disk), run=f"{WRITE} && sleep 1000") as guest:
+        checksum = guest.console.expect(SUM)[1]
+        guest.console.expect(r"^SYNCED\r?$")
+        guest.process.kill()
+        guest.finish()
+    check_disk(disk, checksum)
+    no_complaints(guest.console.text)
