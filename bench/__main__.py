@@ -172,6 +172,7 @@ def main() -> None:
             lambda: lives("kicks"),
             lambda: lives("pauses"),
             lambda: lives("creation"),
+            lambda: lives("plugs"),
             lambda: boots(Path(work), max(options.rounds, 1) * 3),
         ]
         for part in parts:

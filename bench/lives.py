@@ -13,6 +13,7 @@ from pyvcpu.vcpu import Vcpu
 from .guests import PIO_LOOP, PORT, SPIN
 
 KICKS = 10_000
+PLUGS = 500
 REGISTER_READS = 20_000
 PAUSED = (4, 64, 254)
 CREATED = (1, 64, 1024)
@@ -75,6 +76,26 @@ def creation() -> dict[str, float]:
     return figures
 
 
+def plugs() -> dict[str, float]:
+    """Return, in ms, how long unplug() and plug() take for one vCPU of four that run; the first plug has more to do."""
+    unplugging, plugging = [], []
+    with silent("1M", 4, SPIN) as machine:
+        machine.start()
+        machine.resume()
+        for _ in range(PLUGS + 1):
+            start = time.perf_counter()
+            machine.unplug(2)
+            unplugged = time.perf_counter()
+            machine.plug(2)
+            unplugging.append(unplugged - start)
+            plugging.append(time.perf_counter() - unplugged)
+    figures = {"first plug, ms": plugging.pop(0) * 1000}
+    for name, took in (("unplug", sorted(unplugging[1:])), ("plug", sorted(plugging))):
+        figures[f"{name} median, ms"] = statistics.median(took) * 1000
+        figures[f"{name} p99, ms"] = took[PLUGS * 99 // 100] * 1000
+    return figures
+
+
 def registers() -> dict[str, float]:
     """Return, in us, how long a handler takes to get all general registers: shared page, and KVM_GET_REGS."""
     took: dict[str, float] = {}
@@ -99,7 +120,7 @@ def registers() -> dict[str, float]:
     return took
 
 
-KINDS = {"kicks": kicks, "pauses": pauses, "creation": creation, "registers": registers}
+KINDS = {"kicks": kicks, "pauses": pauses, "creation": creation, "plugs": plugs, "registers": registers}
 
 if __name__ == "__main__":
     print(dumps(KINDS[sys.argv[1]]()))

@@ -385,7 +385,6 @@ class Machine:
         vcpu = self._vcpu(index)
         if not self.accel.irqchip:
             raise StateError("a vCPU can be plugged once the machine is started: start() or run() it first")
-        self._not_in_handler("plug")
         vcpu.plug()
 
     def _vcpu(self, index: int) -> Vcpu:

@@ -137,13 +137,16 @@ def _read_new(vcpu: Vcpu, fd: VcpuFd) -> dict[int, int]:
     fd.set_cpuid2(vcpu.cpuid)
     if vcpu.mcg_cap:
         fd.x86_setup_mce(vcpu.mcg_cap)
-    found: dict[int, int] = {}
     listed = vcpu.accel.kvm.get_msr_index_list()
-    for index in (*listed, *reset.MTRRS, *reset.machine_check_msrs(vcpu.mcg_cap & 0xFF)):
+    waiting = [*listed, *reset.MTRRS, *reset.machine_check_msrs(vcpu.mcg_cap & 0xFF)]
+    found: dict[int, int] = {}
+    while waiting:
         try:
-            found.update(fd.get_msrs([index]))
-        except MsrError:  # listed, and yet not for this processor
-            continue
+            found.update(fd.get_msrs(waiting))
+            break
+        except MsrError as error:  # listed, and yet not for this processor
+            found.update(fd.get_msrs(waiting[: error.position]))
+            del waiting[: error.position + 1]
     found[reset.IA32_TSC] = reset.TSC_TO_SYNCHRONIZE
     return found
 
