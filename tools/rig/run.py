@@ -21,10 +21,10 @@ from .image import GUEST_INITRD, GUEST_KERNEL, RigError, find_image, say
 
 ROOT = Path(__file__).resolve().parents[2]
 # QEMU 7.2 has AVX, but a guest inside that uses it gets #UD: do not offer it. And qemu64 has no nested paging.
-CPUS = {"nested": "max,-avx,-avx2,-f16c,-fma,-vaes", "shadow": "qemu64,+svm"}
+CPUS = {"nested": "max,-avx,-avx2,-f16c,-fma,-vaes,-xsave", "shadow": "qemu64,+svm"}
 KERNEL_OPTIONS = "console=ttyS0 panic=-1 mitigations=off tsc=reliable quiet"
 SKIPPED = {".git", "__pycache__", "build", "dist", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-PASSED_ON = ("PYVCPU_REPEAT", "PYVCPU_FUZZ", "HYPOTHESIS_PROFILE")
+PASSED_ON = ("PYVCPU_REPEAT", "PYVCPU_FUZZ", "PYVCPU_LINUX_BOOTS", "HYPOTHESIS_PROFILE")
 
 STATUS_DIED, STATUS_TIMEOUT, STATUS_PIPE = 125, 124, 128 + signal.SIGPIPE
 CHUNK = 1 << 16
