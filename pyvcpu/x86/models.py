@@ -89,6 +89,8 @@ def level(model: str, supported: Leaves) -> Leaves:
     brand = f"pyvcpu {model} processor".encode().ljust(48, b"\0")
     for number in range(3):
         leaves.entries[0x8000_0002 + number, 0] = list(struct.unpack_from("<4I", brand, 16 * number))
+    if amd:  # who repeat the signature here
+        leaves.entries[EXTENDED_FEATURES, 0][EAX] = leaves.read(FEATURES, EAX)
     leaves.entries[ADDRESS_SIZES, 0][EAX] = supported.read(ADDRESS_SIZES, EAX) or 36 | 48 << 8
     set_generic_caches(leaves)
     put(leaves, LEVELS[model] | set(_SYSTEM.split()), True)

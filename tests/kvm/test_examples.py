@@ -91,6 +91,13 @@ a multiboot image, which wants irqchip='kernel'
 hello from a module
 halted
 """,
+    "10_processors": r"""
+vCPU 0: APIC id 0, package 0, core 0, thread 0
+vCPU 1: APIC id 1, package 0, core 0, thread 1
+vCPU 2: APIC id 2, package 1, core 0, thread 0
+vCPU 3: APIC id 3, package 1, core 0, thread 1
+vCPU 5: APIC id 5, package 2, core 0, thread 1
+""",
 }
 
 

@@ -22,6 +22,7 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 LISTED = re.findall(r"`(python3 -m pyvcpu [^`]*)` \| (.*) \|$", EXAMPLES, re.MULTILINE)
 
 HELLO = "python3 -m pyvcpu boot examples/images/hello.bin --smp 4"
+CPUID = "python3 -m pyvcpu cpuid --smp 8,sockets=2,cores=2,threads=2 --index 5"
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +47,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_is_there() -> None:
-    assert SHELL == [HELLO, "python3 -m pyvcpu info"]
+    assert SHELL == [HELLO, "python3 -m pyvcpu info", CPUID]
     assert len(PYTHON) == 2
     assert len(LISTED) == 6
     assert "`make test`" in README
