@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,18 @@ VCPU_THREAD = re.compile(r"CPU \d+/KVM")
 # A loaded machine is slow, and that is no failure: pytest-timeout catches what hangs.
 hypothesis.settings.register_profile("pyvcpu", deadline=None)
 hypothesis.settings.load_profile("pyvcpu")
+
+
+def pytest_configure() -> None:
+    """Take signals as a shell in a terminal leaves them: jobs in the background and nohup have some ignored.
+
+    What is ignored here would be in every program that a test starts.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def required(what: str) -> bool:
