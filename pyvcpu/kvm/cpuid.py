@@ -58,7 +58,7 @@ class CpuidTable:
                     raise
                 size = max(size * 2, head.nent)
             else:
-                return cls(buffer, head.nent)
+                return cls(buffer, head.nent if head.nent < size else _filled(buffer, size))
 
     @property
     def buffer(self) -> ctypes.Array[ctypes.c_char]:
@@ -85,3 +85,9 @@ class CpuidTable:
     def __bytes__(self) -> bytes:
         """Return the entries as the kernel keeps them, 40 bytes each."""
         return bytes(self._buffer)[HEAD : HEAD + ENTRY * len(self.entries)]
+
+
+def _filled(buffer: ctypes.Array[ctypes.c_char], size: int) -> int:
+    """Return how many entries the kernel has written: Linux 6.1 does not tell when KVM_GET_CPUID2 succeeds."""
+    written = buffer.raw[HEAD : HEAD + size * ENTRY].rstrip(b"\0")
+    return -(-len(written) // ENTRY)

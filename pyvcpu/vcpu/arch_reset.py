@@ -147,6 +147,7 @@ def _read_new(vcpu: Vcpu, fd: VcpuFd) -> dict[int, int]:
         except MsrError as error:  # listed, and yet not for this processor
             found.update(fd.get_msrs(waiting[: error.position]))
             del waiting[: error.position + 1]
+    found.pop(reset.HV_VP_INDEX, None)
     found[reset.IA32_TSC] = reset.TSC_TO_SYNCHRONIZE
     return found
 

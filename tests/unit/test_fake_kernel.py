@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import struct
@@ -328,3 +329,18 @@ def test_an_access_is_finished_before_an_exception_comes_out() -> None:
         assert runs[0] == 0
         assert runs[1:]
         assert set(runs[1:]) == {1}
+
+
+def test_a_kernel_that_does_not_say_how_many_leaves_it_gave() -> None:
+    """Linux 6.1: KVM_GET_CPUID2 leaves the count as it was when it succeeds."""
+    raw = bytes(abi.kvm_cpuid_entry2(function=0, eax=1)) + bytes(abi.kvm_cpuid_entry2(function=7, index=0))
+
+    class Silent(FakeKernel):
+        def answer(self, fd: int, number: int, argument: int) -> int:
+            if number != abi.KVM_GET_CPUID2.number:
+                return super().answer(fd, number, argument)
+            ctypes.memmove(argument + ctypes.sizeof(abi.kvm_cpuid2), raw, len(raw))
+            return 0
+
+    with Kvm("fake", Silent()) as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+        assert [entry.function for entry in vcpu.get_cpuid2()] == [0, 7]
