@@ -52,7 +52,8 @@ REQUIRED = {
 
 
 def to_stdout(data: bytes) -> None:
-    """Write what the guest says to standard output, at once."""
+    """Write what the guest says to standard output, at once, and behind what the program has printed before."""
+    sys.stdout.flush()
     stream = getattr(sys.stdout, "buffer", None)
     if stream is None:  # a replacement that takes text only
         sys.stdout.write(data.decode("latin-1"))
