@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..errors import ConfigError, ImageError
-from ..x86 import paging
 from ..x86.start import StartState, gdt
 from .plan import Free, Plan
 
@@ -85,6 +84,8 @@ def _protected(entry: int, used: list[tuple[int, int]], target: Target) -> Plann
 
 
 def _long(entry: int, used: list[tuple[int, int]], target: Target) -> Planned:
+    from ..x86 import paging
+
     gibibytes = max(4, -(-target.ranges[-1][1] // GIB))
     if gibibytes > paging.MAX_GIB:
         raise ImageError(f"a flat long-mode guest can have at most {paging.MAX_GIB} GiB of address space")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from . import abi as abi
 from .cpuid import CpuidTable as CpuidTable
-from .device import DeviceFd as DeviceFd
 from .errors import KvmError as KvmError
 from .kernel import Kernel as Kernel
 from .system import DEVICE as DEVICE
@@ -18,6 +17,7 @@ from .vm import VmFd as VmFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True; __getattr__ does it at run time
+    from .device import DeviceFd as DeviceFd
     from .msrs import MsrError as MsrError
     from .msrs import MsrFilterRange as MsrFilterRange
     from .registration import Registration as Registration
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # mypy reads this as True; __getattr__ does it at run time
     from .vm_memory import GuestMemfd as GuestMemfd
 
 _LATER = {
+    "device": ("DeviceFd",),
     "msrs": ("MsrError", "MsrFilterRange"),
     "registration": ("Registration",),
     "rings": ("CoalescedRing", "CoalescedWrite", "DirtyRing"),
