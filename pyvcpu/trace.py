@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from time import perf_counter_ns
 
-from .kvm.abi import basic as abi
 from .vcpu import current_cpu
-from .vcpu.execute import EXIT, EXIT_REASON, IO_EXIT, MMIO, PIO_DATA, refused, serve
+from .vcpu.execute import EXIT, EXIT_REASON, IO_EXIT, KVM_RUN, MMIO, PIO_DATA, refused, serve
 from .vcpu.observe import BY_ADDRESS, Kind, Stats, access_of, name_of
 
 TYPE_CHECKING = False
@@ -128,14 +127,17 @@ class Trace(Stats):
     def cpu_exec(self, vcpu: Vcpu) -> str:
         """Do what execute.cpu_exec() does, and note each KVM_RUN and each exit."""
         kinds = self.kinds[vcpu.index]
-        kernel, run = vcpu.fd.kernel, vcpu.run
-        kvm_run, errno, now = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno, perf_counter_ns
+        run, fd, kvm_run, now = vcpu.run, vcpu.fd.fd, vcpu.fd.kernel.request, perf_counter_ns
         while True:
             start = now()
-            failed = kvm_run()
-            code, end = errno() if failed else 0, now()
-            self.note(vcpu.index, RUN, start, end - start, "interrupted" if failed else "")
-            if failed:
+            code = 0
+            try:
+                kvm_run(fd, KVM_RUN)
+            except OSError as error:
+                code = error.errno or 0
+            end = now()
+            self.note(vcpu.index, RUN, start, end - start, "interrupted" if code else "")
+            if code:
                 why = refused(vcpu, code)
             else:
                 reason, key, _, first, last = EXIT.unpack_from(run, EXIT_REASON)

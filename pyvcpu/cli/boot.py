@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from time import monotonic
 
 from ..errors import ConfigError
 from ..outcome import Outcome
+from ..posix import signal
 from . import INTERRUPTED, USAGE, complain, say
 from .console import Input
 from .options import CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, default_kvm

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from struct import Struct
 
 from ..errors import ConfigError
 from ..kvm.abi.ioevent import KVM_COALESCED_MMIO_MAX
+from ..posix import signal
 from .execute import RING
 from .states import State
 
