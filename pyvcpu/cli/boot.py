@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from time import monotonic
 
 from ..errors import ConfigError
@@ -188,6 +189,8 @@ def _run(machine: Machine, signals: Signals, output: Output, timeout: float | No
     """Do what Machine.run() does; a reader of our output that does not read cannot hold up the end."""
     end = None if timeout is None else monotonic() + timeout
     machine.start()
+    gc.freeze()  # what is there by now stays
+    gc.enable()
     try:
         with signals:
             machine.resume()
