@@ -278,5 +278,4 @@ MEANINGS = {
     "KVM_SET_CPUID2": "what the guest's CPUID instruction will show",
     "KVM_SET_SREGS": "segments, control registers: the mode that it starts in",
     "KVM_SET_REGS": "general registers, and where it starts",
-    "KVM_SET_SIGNAL_MASK": "the kick's signal comes through in KVM_RUN only",
 }

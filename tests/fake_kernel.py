@@ -136,7 +136,6 @@ class FakeVcpu:
         self.page = mmap.mmap(fd, RUN_SIZE)
         self.state: dict[str, bytes] = {}
         self.guest: Generator[None, None, None] | None = None
-        self.kicks: set[int] = set()  # the signals that interrupt KVM_RUN and stay pending
 
     def exit(self, reason: int, union: bytes = b"") -> None:
         """Write an exit: its reason, and the bytes of the union that belongs to it."""
@@ -194,6 +193,7 @@ class FakeKernel(WatchedKernel):
         self._used: set[tuple[int, int]] = set()  # fds of VMs and the ids of their vCPUs
         self.slots: list[abi.kvm_userspace_memory_region] = []
         self._by_fd: dict[int, FakeVcpu] = {}
+        self._kicks: set[int] = set()
 
     def open(self, path: str) -> int:
         self._note("open")
@@ -267,24 +267,23 @@ class FakeKernel(WatchedKernel):
         translation.physical_address, translation.valid = translation.linear_address, 1
         return 0
 
-    def _set_signal_mask(self, fd: int, address: int) -> int:
-        """Take the mask for KVM_RUN: what the thread blocks and this mask does not is what kicks."""
-        mask = struct.unpack("<Q", ctypes.string_at(address + 4, 8))[0]
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._by_fd[fd].kicks = {number for number in blocked if not mask >> (number - 1) & 1}
-        return 0
+    def catch(self, number: int) -> None:
+        """Keep the number of the kick; it comes through in _run() alone, where it can be waited for."""
+        super().catch(number)
+        self._kicks.add(number)
 
     def _run(self, fd: int, argument: int) -> int:
         """Run the guest to its next exit; a kick or immediate_exit comes first, as in Linux."""
         vcpu = self._by_fd[fd]
-        if vcpu.page[IMMEDIATE_EXIT] or vcpu.kicks & signal.sigpending():
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._kicks)
+        if vcpu.page[IMMEDIATE_EXIT] or signal.sigtimedwait(self._kicks, 0):
             return -errno.EINTR
         if vcpu.guest is None:
             vcpu.guest = self.guest(vcpu)
         try:
             next(vcpu.guest)
         except StopIteration:
-            signal.pthread_kill(threading.get_ident(), signal.sigwait(vcpu.kicks))  # still pending, as in Linux
+            signal.sigwait(self._kicks)
             return -errno.EINTR
         return 0
 
@@ -298,7 +297,6 @@ SPECIAL: dict[str, Callable[[FakeKernel, int, int], int]] = {
     "KVM_CREATE_VCPU": FakeKernel._create_vcpu,
     "KVM_SET_USER_MEMORY_REGION": FakeKernel._set_slot,
     "KVM_TRANSLATE": FakeKernel._translate,
-    "KVM_SET_SIGNAL_MASK": FakeKernel._set_signal_mask,
     "KVM_RUN": FakeKernel._run,
 }
 

@@ -8,6 +8,8 @@ import mmap
 import os
 import sys
 
+from ..posix import signal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
@@ -39,19 +41,33 @@ class Kernel:
     for the kernel leaves cold caches behind.
     """
 
-    __slots__ = ("errno", "ioctl", "request")
+    __slots__ = ("_nothing", "_signal", "errno", "ioctl", "request")
 
     ioctl: Callable[[int, int, int], int]
     errno: Callable[[], int]
     request: Callable[[int, int], object]
 
     def __init__(self) -> None:
-        function = ctypes.CDLL(None, use_errno=True).ioctl
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._signal = libc.signal
+        self._signal.argtypes, self._signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        self._nothing = ctypes.cast(libc.abs, ctypes.c_void_p).value
+        function = libc.ioctl
         function.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
         function.restype = ctypes.c_int
         self.ioctl = function
         self.errno = ctypes.get_errno
         self.request = request_by(self.ioctl, self.errno) if FCNTL_RETRIES else fcntl.ioctl
+
+    def catch(self, number: int) -> None:
+        """Let signal `number` interrupt system calls, and do nothing else. Any thread.
+
+        The handler of a program that has one is left in place. Python's own would not do: it runs in the main thread,
+        each time. So it is a function of the C library that looks at a number and leaves nothing behind.
+        """
+        before = self._signal(number, self._nothing)
+        if before not in (None, signal.SIG_DFL, signal.SIG_IGN, self._nothing):
+            self._signal(number, before)
 
     def open(self, path: str) -> int:
         """Open a device file for reading and writing; it is not inherited by other programs."""

@@ -22,9 +22,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     T = TypeVar("T")
 
-# The kick. vCPU threads block it save within KVM_RUN, so that no handler is needed. Not SIGUSR1, which QEMU takes:
-# programs have uses of their own for it. Not a real-time signal: they are queued, and the queue of a user can be full.
-# SIGURG does nothing where it goes astray.
+# The kick. Not SIGUSR1, which QEMU takes: programs have uses of their own for it. Not a real-time signal: they are
+# queued, and the queue of a user can be full. Hardly a program has a handler for SIGURG, which is ignored by default.
 SIG_IPI = signal.SIGURG
 
 _thread = threading.local()

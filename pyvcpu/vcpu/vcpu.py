@@ -29,15 +29,15 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .accel import Accel
     from .registers import RegisterFile
 
-# A vCPU thread takes no signals: they are the main thread's. Those that a fault of its own raises stay open.
+# A vCPU thread takes no signal but the kick, and those that a fault of its own raises: they are the main thread's.
 BLOCKED = signal.valid_signals() - {
+    SIG_IPI,
     signal.SIGSEGV,
     signal.SIGBUS,
     signal.SIGFPE,
     signal.SIGILL,
     signal.SIGTRAP,
 }
-IN_KVM_RUN = tuple(BLOCKED - {SIG_IPI})
 REQUEST_INTERRUPT_WINDOW, CR8 = 0, 16  # offsets in struct kvm_run
 
 
@@ -175,8 +175,9 @@ class Vcpu(Handle):
         return True
 
     def init_vcpu(self) -> None:
-        """Get the fd, map kvm_run, set the processor up, get ready for kicks (QEMU: kvm_init_vcpu)."""
+        """Get ready for kicks, get the fd, map kvm_run, set the processor up (QEMU: kvm_init_vcpu)."""
         self._name_thread()
+        self.init_cpu_signals()
         self.fd = self.accel.get_vcpu(self.apic_id)
         try:
             self.run = self.fd.map_run(self.accel.run_size)
@@ -186,10 +187,16 @@ class Vcpu(Handle):
                     os.sched_setaffinity(0, self._cpus)
             self.clear_page()
             arch_init_vcpu(self)
-            self.fd.set_signal_mask(IN_KVM_RUN)
         except BaseException:
             self._unmap_and_park()
             raise
+
+    def init_cpu_signals(self) -> None:
+        """Have the kick interrupt KVM_RUN; its thread was started with all other signals blocked.
+
+        QEMU: kvm_init_cpu_signals.
+        """
+        self.accel.kvm.kernel.catch(SIG_IPI)
 
     def _name_thread(self) -> None:
         try:
@@ -224,8 +231,6 @@ class Vcpu(Handle):
 
     def _clear_kick(self) -> None:
         """Take back a kick, with the lock held: what it was for is seen to next."""
-        while signal.sigtimedwait((SIG_IPI,), 0) is not None:
-            pass
         self._kicked = False
         self.run[IMMEDIATE_EXIT] = 0
 

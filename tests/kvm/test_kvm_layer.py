@@ -20,6 +20,7 @@ from pyvcpu.kvm import CpuidTable, Kvm, KvmError, VcpuFd, VmFd
 from pyvcpu.kvm.abi import basic as abi
 from tests.fake_kernel import WatchedKernel
 from tests.kvm.support import DEVICE, ROOT
+from tests.threads import Caller
 
 PAGE = 4096
 SIZE = 16 * PAGE
@@ -338,3 +339,36 @@ def test_what_is_watched_is_the_real_one() -> None:
         assert refusal(lambda: vm.create_vcpu(1)).errno == errno.ENOSPC
         assert refusal(lambda: vm.create_vcpu(0)).errno == errno.EEXIST
         assert kernel.count("KVM_CREATE_VCPU") == 3
+
+
+def test_a_caught_signal_interrupts_and_does_nothing_else(kvm: Kvm, vm: VmFd, vcpu: VcpuFd, memory: mmap.mmap) -> None:
+    set_up(vm, vcpu, memory, b"\xeb\xfe")  # jmp .
+    page = vcpu.map_run(kvm.get_vcpu_mmap_size())
+    kick = signal.SIGRTMIN + 1  # its default is to end the process
+    before = signal.getsignal(kick)
+    vcpu.kernel.catch(kick)
+    vcpu.kernel.catch(kick)
+    ident = threading.get_ident()
+    interrupted = threading.Event()
+
+    def kick_until_then() -> None:
+        while not interrupted.is_set():
+            signal.pthread_kill(ident, kick)
+
+    kicker = Caller(kick_until_then)
+    assert vcpu.run() == errno.EINTR
+    interrupted.set()
+    assert kicker.done()
+    signal.signal(kick, before)
+    page.close()
+
+
+def test_a_handler_of_the_program_s_stays(vcpu: VcpuFd) -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGURG, lambda number, frame: calls.append(number))
+    try:
+        vcpu.kernel.catch(signal.SIGURG)
+        signal.raise_signal(signal.SIGURG)
+        assert calls == [signal.SIGURG]
+    finally:
+        signal.signal(signal.SIGURG, before)

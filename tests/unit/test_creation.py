@@ -26,7 +26,6 @@ INIT = [
     "KVM_GET_SREGS",
     "KVM_SET_SREGS",
     "KVM_SET_REGS",
-    "KVM_SET_SIGNAL_MASK",
 ]
 
 
