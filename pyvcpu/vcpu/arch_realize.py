@@ -17,6 +17,7 @@ from ..x86.cpuid import (
     EDX,
     EXTENDED_FEATURES,
     FEATURES,
+    TOPOEXT,
     X2APIC,
     Leaves,
     Template,
@@ -86,6 +87,8 @@ def supported_leaves(accel: Accel) -> Leaves:
         hidden = 0
         shown |= TSC_DEADLINE if accel.kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER) else 0
     leaves.change(FEATURES, ECX, shown | hidden, shown)
+    if leaves.is_amd:  # the leaves of this feature are made here, whatever the host has
+        leaves.change(EXTENDED_FEATURES, ECX, TOPOEXT, TOPOEXT)
     return leaves
 
 
@@ -145,11 +148,13 @@ def set_phys_bits(accel: Accel, leaves: Leaves) -> None:
 def init_cache_info(leaves: Leaves, topology: Topology) -> None:
     """5. Describe the caches, and who shares each, as the topology has it ("Cache information initialization")."""
     share_caches(leaves, CACHES, topology)
-    if leaves.is_amd:
+    if leaves.has_topoext:
         from ..x86.caches import complete_amd_caches
 
         complete_amd_caches(leaves)
         share_caches(leaves, AMD_CACHES, topology)
+    else:
+        leaves.drop(AMD_CACHES)
 
 
 def exec_realize(vcpu: Vcpu) -> None:

@@ -272,9 +272,35 @@ def test_the_forms_of_the_command(form: str | None) -> None:
         assert "hypervisor none told" in text
 
 
-def test_the_command_knows_plugged_processors() -> None:
-    told = json.loads(pyvcpu("cpuid", "--smp", "2,maxcpus=4", "--index", 3, "--json").stdout)
-    assert told["vcpu"]["apic_id"] == 3
+@pytest.mark.parametrize(
+    ("smp", "index", "apic_id"),
+    [("2,maxcpus=4", 3, 3), ("255,sockets=255", 254, 254), ("4,maxcpus=300", 299, 299)],
+)
+def test_the_command_knows_every_processor(smp: str, index: int, apic_id: int) -> None:
+    """Also those that only maxcpus has room for, and more than have real-mode stacks."""
+    told = json.loads(pyvcpu("cpuid", "--smp", smp, "--index", index, "--json").stdout)
+    assert told["vcpu"]["apic_id"] == apic_id
+    assert {leaf["edx"] for leaf in told["leaves"] if leaf["function"] == 0xB} == {apic_id}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--index", 1), "--index takes a number from 0 to 0"),
+        (("--smp", "2,maxcpus=4", "--index", 4), "from 0 to 3"),
+        (("--index", "-1"), "not '-1'"),
+        (("--index", "one"), "not 'one'"),
+        (("--raw", "--json"), "not with both"),
+        (("--irqchip", "some"), "none, kernel or split, not 'some'"),
+        (("--cpu", "hoost"), "did you mean host?"),
+        (("--smp", "4,cores=3"), "must be 4"),
+    ],
+)
+def test_what_the_command_refuses(arguments: tuple[object, ...], words: str) -> None:
+    done = pyvcpu("cpuid", *arguments)
+    (line,) = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in line
 
 
 # Bad combinations.

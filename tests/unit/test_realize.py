@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.caps import Cap
 from pyvcpu.vcpu import arch_init, arch_realize, vcpu
 from pyvcpu.x86.cpu import Cpu
-from pyvcpu.x86.cpuid import EAX, EBX, ECX, EDX, Leaves
+from pyvcpu.x86.cpuid import EAX, EBX, ECX, EDX, TOPOEXT, Leaves
 from pyvcpu.x86.features import closure, put
 from tests.fake_kernel import FakeKernel
 
@@ -29,10 +30,11 @@ INIT = ["set_tsc_khz", "hyperv_cpuid", "kvm_cpuid", "set_cpuid2"]  # kvm_arch_in
 LATE = ["apic_realize", "cpu_reset"]  # the rest of x86_cpu_realizefn, in the thread
 
 
-def kernel() -> FakeKernel:
+def kernel(vendor: bytes = b"GenuineIntel") -> FakeKernel:
     fake = FakeKernel()
     everything = Leaves()
-    everything.entries[0, 0] = [0xD, 0x756E_6547, 0x6C65_746E, 0x4965_6E69]
+    b, d, c = struct.unpack("<3I", vendor)
+    everything.entries[0, 0] = [0xD, b, c, d]
     everything.entries[1, 0] = [0x906EA, 0x800, 0, 0]
     everything.entries[4, 0] = [0x1C00_4121, 0x01C0_003F, 0x3F, 0]
     everything.entries[0x8000_0000, 0] = [0x8000_0008, 0, 0, 0]
@@ -124,6 +126,18 @@ def test_4_ram_must_fit(make: Callable[..., Machine]) -> None:
 
 def test_5_caches_are_shared_as_the_topology_says(make: Callable[..., Machine]) -> None:
     assert realized(make("8,sockets=2,cores=2,threads=2")).read(4, EAX) == 1 << 26 | 1 << 14 | 0x121
+
+
+def test_5_amds_topology_extensions_are_made_here(make: Callable[..., Machine]) -> None:
+    """They are shown although KVM does not offer them, and taken back with their leaves."""
+    leaves = realized(make("8,sockets=2,cores=2,threads=2", "host,+topoext,enforce", kernel(b"AuthenticAMD")))
+    assert leaves.read(0x8000_001E, EAX) == 7
+    assert leaves.read(0x8000_001D, EAX) >> 14 == 1
+    without = realized(make(8, "host,-topoext", kernel(b"AuthenticAMD")))
+    assert not without.read(0x8000_0001, ECX) & TOPOEXT
+    assert {function for function, _ in without.entries if function > 0x8000_0008} == set()
+    with pytest.raises(ConfigError, match="lacks topoext"):
+        make(cpu="host,+topoext,enforce").start()
 
 
 def test_6_kvm_must_be_able_to_run_it(make: Callable[..., Machine]) -> None:
