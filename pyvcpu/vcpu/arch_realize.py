@@ -207,4 +207,17 @@ def apic_realize(vcpu: Vcpu) -> None:
     sregs = vcpu.fd.get_sregs()
     if vcpu.accel.irqchip != "none":
         sregs.apic_base = APIC_BASE | APIC_ENABLED | (APIC_BOOT_PROCESSOR if vcpu.apic_id == 0 else 0)
+        put_apic(vcpu)
     vcpu.reset_sregs = bytes(sregs)
+
+
+def put_apic(vcpu: Vcpu) -> None:
+    """Write the local APIC's registers as they are, which makes KVM look at all APICs anew (QEMU: kvm_put_apic_state).
+
+    It keeps a table of them by id, and a processor that was only created is not yet in it: nobody could reach that one.
+    """
+    from ..kvm.abi.state import KVM_GET_LAPIC, KVM_SET_LAPIC, kvm_lapic_state
+
+    page = kvm_lapic_state()
+    vcpu.fd.ioctl(KVM_GET_LAPIC, page)
+    vcpu.fd.ioctl(KVM_SET_LAPIC, page)

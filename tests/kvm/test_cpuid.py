@@ -118,6 +118,24 @@ def test_ids_beyond_8_bits_need_x2apic() -> None:
         made.start()
 
 
+class NoX2apicApi(WatchedKernel):
+    """The real KVM, without KVM_CAP_X2APIC_API."""
+
+    def answer(self, fd: int, number: int, argument: int) -> int:
+        if REQUESTS[number].name == "KVM_CHECK_EXTENSION" and argument == Cap.X2APIC_API:
+            return 0
+        return super().answer(fd, number, argument)
+
+
+def test_ids_beyond_8_bits_need_the_x2apic_api() -> None:
+    refused = pytest.raises(ConfigError, match="APIC ids above 254 need KVM_CAP_X2APIC_API")
+    with Kvm(DEVICE, NoX2apicApi()) as kvm:
+        with machine(GUEST, 256, memory="4M", kvm=kvm, irqchip="kernel") as made, refused:
+            made.start()
+        with machine(GUEST, 255, memory="4M", kvm=kvm, irqchip="kernel") as made:
+            made.start()
+
+
 # Paravirtual leaves.
 
 

@@ -176,6 +176,34 @@ def test_a_plugged_processor_waits_for_a_sipi_where_only_the_first_starts() -> N
         assert [counter(made, 1), counter(made, 2)] == [0, 0]
 
 
+@pytest.mark.parametrize("irqchip", ["kernel", "split"])
+@pytest.mark.parametrize(
+    ("smp", "index", "apic_id"),
+    [("1,maxcpus=2", 1, 1), ("2", 1, 1), ("1,sockets=2,cores=129,maxcpus=258", 129, 256)],
+)
+def test_a_plugged_processor_starts_when_the_guest_has_it_start(
+    smp: str, index: int, apic_id: int, irqchip: str
+) -> None:
+    """Not before, in each of its lives, and also when its id is beyond 8 bits."""
+    with machine(GUESTS / "plug_sipi.bin", smp, mode="long", memory="8M", irqchip=irqchip, start="bsp") as made:
+        told: list[int] = []
+        targets: list[int] = []
+        made.on_port(0x52, read=lambda vcpu, size: targets.pop() if targets else 0)
+        made.on_port(0x53, write=lambda vcpu, data: told.append(int.from_bytes(data, "little")))
+        made.start()
+        made.resume()
+        vcpu = made.vcpus[index]
+        for life in range(1, 4):
+            if not vcpu.created:
+                made.plug(index)
+            waits_for_sipi = vcpu.run_on_cpu(lambda vcpu: vcpu.fd.get_mp_state())
+            assert (waits_for_sipi, len(told)) == (abi.KVM_MP_STATE_UNINITIALIZED, life - 1)
+            targets.append(apic_id)
+            until(lambda: len(told) == life)  # noqa: B023  # it is waited for here
+            made.unplug(index)
+        assert told == [apic_id] * 3
+
+
 def test_what_cannot_be_plugged() -> None:
     with machine(SPIN, "1,maxcpus=2") as made:
         with pytest.raises(StateError, match="once the machine is started"):
