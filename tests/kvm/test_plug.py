@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.msrs import MsrError
 from pyvcpu.x86 import reset
 from tests.kvm.support import GUESTS, HLT, SPIN, machine
-from tests.threads import until
+from tests.threads import DEADLINE, until
 
 COUNTERS = 0x8000
 # Counts up in its own 32-bit word for ever. EDI is the index.
@@ -188,10 +189,17 @@ def test_a_plugged_processor_starts_when_the_guest_has_it_start(
     with machine(GUESTS / "plug_sipi.bin", smp, mode="long", memory="8M", irqchip=irqchip, start="bsp") as made:
         told: list[int] = []
         targets: list[int] = []
-        made.on_port(0x52, read=lambda vcpu, size: targets.pop() if targets else 0)
+        asked = threading.Event()
+
+        def whom(vcpu: Any, size: int) -> int:
+            asked.set()
+            return targets.pop() if targets else 0
+
+        made.on_port(0x52, read=whom)
         made.on_port(0x53, write=lambda vcpu, data: told.append(int.from_bytes(data, "little")))
         made.start()
         made.resume()
+        assert asked.wait(DEADLINE), "the first processor has its APIC as it will stay"
         vcpu = made.vcpus[index]
         for life in range(1, 4):
             if not vcpu.created:
