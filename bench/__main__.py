@@ -48,6 +48,7 @@ LIMITS = {
     "kick p99, us": 60.0,
     "kicks lost": 0.0,
     "pause of 254, ms": 20.0,
+    "stall of the others, ms": 100.0,
     "hello boot / -c pass": 3.0,
     "boot sector / QEMU TCG": 0.7,
     "boot sector / QEMU KVM": 0.05,

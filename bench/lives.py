@@ -81,11 +81,18 @@ def creation() -> dict[str, float]:
 
 
 def plugs() -> dict[str, float]:
-    """Return, in ms, how long unplug() and plug() take for one vCPU of four that run; the first plug has more to do."""
+    """Return, in ms, how long unplug() and plug() take for one vCPU of four that run; the first plug has more to do.
+
+    And the longest that one of the others stood still meanwhile, beside the same while nothing was plugged: that is how
+    long the host let it wait for a processor. `waits`: how often one of them went to sleep, which a lock would show.
+    """
     unplugging, plugging = [], []
-    with silent("1M", 4, SPIN) as machine:
+    with silent("1M", 4, GAPS) as machine:
         machine.start()
         machine.resume()
+        time.sleep(0.5)  # into the guest, all of them
+        stalls_of_others(machine)
+        started, slept = time.perf_counter(), waits_of_others(machine)
         for _ in range(PLUGS + 1):
             start = time.perf_counter()
             machine.unplug(2)
@@ -93,11 +100,53 @@ def plugs() -> dict[str, float]:
             machine.plug(2)
             unplugging.append(unplugged - start)
             plugging.append(time.perf_counter() - unplugged)
-    figures = {"first plug, ms": plugging.pop(0) * 1000}
-    for name, took in (("unplug", sorted(unplugging[1:])), ("plug", sorted(plugging))):
-        figures[f"{name} median, ms"] = statistics.median(took) * 1000
-        figures[f"{name} p99, ms"] = took[PLUGS * 99 // 100] * 1000
+        took = time.perf_counter() - started
+        figures = {
+            "waits of the others": waits_of_others(machine) - slept,
+            "stall of the others, ms": stalls_of_others(machine),
+        }
+        time.sleep(took)
+        figures["stall without plugs, ms"] = stalls_of_others(machine)
+    figures["first plug, ms"] = plugging.pop(0) * 1000
+    for name, times in (("unplug", sorted(unplugging[1:])), ("plug", sorted(plugging))):
+        figures[f"{name} median, ms"] = statistics.median(times) * 1000
+        figures[f"{name} p99, ms"] = times[PLUGS * 99 // 100] * 1000
     return figures
+
+
+# Real mode: each vCPU compares the time-stamp counter with what it was the last time round, and keeps the longest step.
+GAPS = bytes.fromhex(
+    "66 c1 e7 03"  # shl $3,%edi
+    "81 c7 00 80"  # add $0x8000,%di
+    "0f 31"  # rdtsc
+    "66 89 c3"  # mov %eax,%ebx
+    "0f 31"  # 1: rdtsc
+    "66 89 c1"  # mov %eax,%ecx
+    "66 29 d9"  # sub %ebx,%ecx
+    "66 89 c3"  # mov %eax,%ebx
+    "66 3b 0d"  # cmp (%di),%ecx
+    "76 f0"  # jbe 1b
+    "66 89 0d"  # mov %ecx,(%di)
+    "eb eb"  # jmp 1b
+)
+OTHERS = (0, 1, 3)
+
+
+def stalls_of_others(machine: Machine) -> float:
+    """Return the longest step, in ms, of the vCPUs that stay plugged, and let them begin anew."""
+    longest = max(machine.memory.read_int(0x8000 + 8 * index) for index in OTHERS) / machine.vcpus[0].tsc_khz
+    for index in OTHERS:
+        machine.memory.write_int(0x8000 + 8 * index, 0)
+    return longest
+
+
+def waits_of_others(machine: Machine) -> int:
+    """Return how often the threads of the vCPUs that stay plugged have gone to sleep."""
+    total = 0
+    for index in OTHERS:
+        with open(f"/proc/self/task/{machine.vcpus[index].thread_id}/status") as status:
+            total += sum(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
+    return total
 
 
 def registers() -> dict[str, float]:

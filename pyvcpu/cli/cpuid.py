@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..boot.plan import Plan
 from ..errors import ConfigError
 from ..machine import Machine
 from ..x86.cpuid import (
@@ -61,18 +62,19 @@ OPTIONS = (
 )
 
 SCHEMA = 1
-HALT = b"\xf4"
 CACHE_KINDS = {1: "data", 2: "instruction", 3: "unified"}
 HYPERVISORS = (HYPERVISOR, HYPERVISOR + 0x100)
 
 
 def run(options: SimpleNamespace) -> int:
     """Print the leaves of one vCPU, and return the exit status."""
+    if options.raw and options.json:
+        raise ConfigError("the leaves are printed with --raw or with --json, not with both")
     with Machine(
         "64K", options.smp, cpu=options.cpu, irqchip=options.irqchip, warn=say, kvm=options.kvm or default_kvm()
     ) as machine:
         index = vcpu_index(options.index, machine.topology)
-        machine.load(HALT, format="flat", start="bsp")
+        machine.load_plan(Plan("flat", (), [None] * len(machine.vcpus), "kernel"))  # nothing runs
         leaves, tsc_khz = ask(machine, index)
         place = machine.topology.place(index)
         apic_id = machine.topology.apic_id(index)

@@ -17,6 +17,7 @@ from ..x86.cpuid import (
     EDX,
     EXTENDED_FEATURES,
     FEATURES,
+    TOPOEXT,
     X2APIC,
     Leaves,
     Template,
@@ -86,6 +87,8 @@ def supported_leaves(accel: Accel) -> Leaves:
         hidden = 0
         shown |= TSC_DEADLINE if accel.kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER) else 0
     leaves.change(FEATURES, ECX, shown | hidden, shown)
+    if leaves.is_amd:  # the leaves of this feature are made here, whatever the host has
+        leaves.change(EXTENDED_FEATURES, ECX, TOPOEXT, TOPOEXT)
     return leaves
 
 
@@ -145,11 +148,13 @@ def set_phys_bits(accel: Accel, leaves: Leaves) -> None:
 def init_cache_info(leaves: Leaves, topology: Topology) -> None:
     """5. Describe the caches, and who shares each, as the topology has it ("Cache information initialization")."""
     share_caches(leaves, CACHES, topology)
-    if leaves.is_amd:
+    if leaves.has_topoext:
         from ..x86.caches import complete_amd_caches
 
         complete_amd_caches(leaves)
         share_caches(leaves, AMD_CACHES, topology)
+    else:
+        leaves.drop(AMD_CACHES)
 
 
 def exec_realize(vcpu: Vcpu) -> None:
@@ -202,4 +207,17 @@ def apic_realize(vcpu: Vcpu) -> None:
     sregs = vcpu.fd.get_sregs()
     if vcpu.accel.irqchip != "none":
         sregs.apic_base = APIC_BASE | APIC_ENABLED | (APIC_BOOT_PROCESSOR if vcpu.apic_id == 0 else 0)
+        put_apic(vcpu)
     vcpu.reset_sregs = bytes(sregs)
+
+
+def put_apic(vcpu: Vcpu) -> None:
+    """Write the local APIC's registers as they are, which makes KVM look at all APICs anew (QEMU: kvm_put_apic_state).
+
+    It keeps a table of them by id, and a processor that was only created is not yet in it: nobody could reach that one.
+    """
+    from ..kvm.abi.state import KVM_GET_LAPIC, KVM_SET_LAPIC, kvm_lapic_state
+
+    page = kvm_lapic_state()
+    vcpu.fd.ioctl(KVM_GET_LAPIC, page)
+    vcpu.fd.ioctl(KVM_SET_LAPIC, page)

@@ -133,6 +133,7 @@ class Vcpu(Handle):
             return
         try:
             self.init_vcpu()
+            self.init_cpu_signals()
         except BaseException as error:  # it belongs to start_vcpu's caller
             with self.accel.lock:
                 self._ident, self._failure = 0, error
@@ -175,9 +176,8 @@ class Vcpu(Handle):
         return True
 
     def init_vcpu(self) -> None:
-        """Get ready for kicks, get the fd, map kvm_run, set the processor up (QEMU: kvm_init_vcpu)."""
+        """Get the fd, map kvm_run, set the processor up (QEMU: kvm_init_vcpu)."""
         self._name_thread()
-        self.init_cpu_signals()
         self.fd = self.accel.get_vcpu(self.apic_id)
         try:
             self.run = self.fd.map_run(self.accel.run_size)

@@ -99,9 +99,7 @@ def _feature(cpu: Cpu, item: str) -> None:
 
     name = canonical(item[1:])
     if name is None:
-        close = _nearest(item[1:].lower().replace("-", "_"), PLACE)
-        hint = f"; did you mean {item[0]}{close}?" if close else "; the names are those of /proc/cpuinfo"
-        raise ConfigError(f"--cpu knows no feature {item[1:]!r}{hint}")
+        raise ConfigError(f"--cpu knows no feature {item[1:]!r}{_meant(item, PLACE)}")
     if item[0] == "+":
         cpu.plus |= {name}
     else:
@@ -116,6 +114,16 @@ def _no_model(model: str) -> str:
     return f"{known}, not {model!r}" + (f"; did you mean {close}?" if close else "")
 
 
+def _meant(item: str, features: Iterable[str]) -> str:
+    name = item[1:].lower()
+    if name in SWITCHES:
+        return f"; did you mean {name}={'on' if item[0] == '+' else 'off'}?"
+    if name in (*NUMBERS, *POLICIES):
+        return f"; did you mean {name}{'=N' if name in NUMBERS else ''}?"
+    close = _nearest(name.replace("-", "_"), features)
+    return f"; did you mean {item[0]}{close}?" if close else "; the names are those of /proc/cpuinfo"
+
+
 def _no_option(name: str, item: str) -> str:
     from .features import canonical
 
@@ -123,8 +131,9 @@ def _no_option(name: str, item: str) -> str:
     if canonical(name):
         sign = "-" if item.partition("=")[2] in ("off", "no", "0") else "+"
         return f"{told}; did you mean {sign}{canonical(name)}?"
-    close = _nearest(name, (*POLICIES, *SWITCHES, *NUMBERS))
-    return told + (f"; did you mean {close}?" if close else f": it takes {FORM}")
+    values = {**dict.fromkeys(POLICIES, ""), **dict.fromkeys(SWITCHES, "=on or =off"), **dict.fromkeys(NUMBERS, "=N")}
+    close = _nearest(name, values)
+    return told + (f"; did you mean {close}{values[close]}?" if close else f": it takes {FORM}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

@@ -98,11 +98,18 @@ class Leaves:
         """Whether AMD's manual is the one that counts."""
         return self.vendor in AMD_VENDORS
 
+    @property
+    def has_topoext(self) -> bool:
+        """Whether AMD's leaves 0x8000001D and 0x8000001E count."""
+        return self.is_amd and bool(self.read(EXTENDED_FEATURES, ECX) & TOPOEXT)
+
 
 def set_topology(leaves: Leaves, topology: Topology) -> None:
     """Write into `leaves` what all processors of a machine say alike about its topology."""
     several = topology.per_package > 1
-    leaves.change(FEATURES, EBX, 0x00FF_0000, min(topology.per_package, 0xFF) << 16 if several else 0)
+    # AMD counts processors here; Intel ids, of which not all need be in use.
+    count = topology.per_package if leaves.is_amd else 1 << topology.package_shift
+    leaves.change(FEATURES, EBX, 0x00FF_0000, min(count, 0xFF) << 16 if several else 0)
     leaves.change(FEATURES, EDX, HT, HT if several else 0)
     _extended_topology(leaves, topology)
     if leaves.is_amd:
@@ -132,41 +139,40 @@ def _extended_topology(leaves: Leaves, topology: Topology) -> None:
 def share_caches(leaves: Leaves, leaf: int, topology: Topology) -> None:
     """Say in `leaf` (4 or 0x8000001D) who shares a cache: levels 1 and 2 a core's threads, those above a package.
 
-    Bits 25-14 of EAX hold the number of APIC ids less one, of which not all need be in use; bits 31-26 that of cores.
+    Bits 25-14 of EAX hold the number of APIC ids less one, of which not all need be in use; in leaf 4, bits 31-26 hold
+    that of cores. AMD's manual speaks of processors, but rounds them up like this to tell who shares, and with gaps
+    between the ids only ids give the right answer.
     """
+    cores = (1 << (topology.package_shift - topology.core_shift)) - 1 if leaf == CACHES else 0
     for (function, _), registers in leaves.entries.items():
         if function != leaf or not registers[EAX] & 0x1F:
             continue
         level = registers[EAX] >> 5 & 7
-        if leaf == AMD_CACHES:  # here it is the processors that count, as in QEMU
-            sharing = topology.threads if level < 3 else topology.per_package
-            cores = 0
-        else:
-            sharing = 1 << (topology.core_shift if level < 3 else topology.package_shift)
-            cores = (1 << (topology.package_shift - topology.core_shift)) - 1
+        sharing = 1 << (topology.core_shift if level < 3 else topology.package_shift)
         registers[EAX] = registers[EAX] & 0x3FFF | min(sharing - 1, 0xFFF) << 14 | min(cores, 0x3F) << 26
 
 
 def _amd_topology(leaves: Leaves, topology: Topology, several: bool) -> None:
-    """Write the leaves that AMD defines; TOPOEXT may be shown wherever they are right, whatever the host has."""
-    leaves.change(EXTENDED_FEATURES, ECX, CMP_LEGACY | TOPOEXT, TOPOEXT | (CMP_LEGACY if several else 0))
+    """Write the leaves that AMD defines."""
+    leaves.change(EXTENDED_FEATURES, ECX, CMP_LEGACY, CMP_LEGACY if several else 0)
     count = min(topology.per_package - 1, 0xFF)
     leaves.change(ADDRESS_SIZES, ECX, 0xF0FF, topology.package_shift << 12 | count if several else 0)
-    leaves.change(MAX_EXTENDED, EAX, 0xFFFF_FFFF, max(leaves.read(MAX_EXTENDED, EAX), AMD_TOPOLOGY))
-    leaves.entries[AMD_TOPOLOGY, 0] = [0, 0, 0, 0]
+    leaves.drop(AMD_TOPOLOGY)
     leaves.drop(AMD_TOPOLOGY_V2)  # older guests ask 0x8000001E, newer ones fall back to leaf 0xB
+    if leaves.has_topoext:
+        leaves.change(MAX_EXTENDED, EAX, 0xFFFF_FFFF, max(leaves.read(MAX_EXTENDED, EAX), AMD_TOPOLOGY))
+        leaves.entries[AMD_TOPOLOGY, 0] = [0, 0, 0, 0]
 
 
 class Template:
     """The leaves of all processors of a machine, to be completed for each of them."""
 
-    __slots__ = ("_amd", "_at", "_raw", "_topology")
+    __slots__ = ("_at", "_raw", "_topology")
 
     def __init__(self, leaves: Leaves, topology: Topology) -> None:
         self._raw = leaves.pack()
         self._topology = topology
-        self._amd = leaves.is_amd
-        wanted = (FEATURES, TOPOLOGY, TOPOLOGY_V2, AMD_TOPOLOGY)
+        wanted = (FEATURES, TOPOLOGY, TOPOLOGY_V2, *((AMD_TOPOLOGY,) if leaves.has_topoext else ()))
         self._at = [
             (function, number * ENTRY.size + FIRST_REGISTER)
             for number, (function, _) in enumerate(leaves.entries)
@@ -181,15 +187,15 @@ class Template:
             if function == FEATURES:
                 raw[at + 4 * EBX + 3] = apic_id & 0xFF
             elif function == AMD_TOPOLOGY:
-                if self._amd:
-                    struct.pack_into("<3I", raw, at, *self._amd_ids(index, apic_id))
+                struct.pack_into("<3I", raw, at, *self._amd_ids(index, apic_id))
             else:
                 struct.pack_into("<I", raw, at + 4 * EDX, apic_id)
         return raw
 
     def _amd_ids(self, index: int, apic_id: int) -> tuple[int, int, int]:
-        """Return leaf 0x8000001E: extended APIC id; threads less one, and core; node. A package is one node."""
+        """Return leaf 0x8000001E: extended APIC id; threads less one, and core; node. A package is one node.
+
+        Core and node have 8 bits. QEMU clears the leaf when they do not fit, but there guests look for their APIC id.
+        """
         package, core, _ = self._topology.place(index)
-        if core > 0xFF or package > 0xFF or self._topology.threads > 0x100:
-            return 0, 0, 0  # the leaf has no room for it, nor has QEMU
-        return apic_id, (self._topology.threads - 1) << 8 | core, package
+        return apic_id, min(self._topology.threads - 1, 0xFF) << 8 | core & 0xFF, package & 0xFF

@@ -94,17 +94,17 @@ _NEEDS = """
     fxsr:fpu mmx:fxsr cmov:fxsr mmxext:mmx 3dnow:mmx 3dnowext:3dnow fxsr_opt:fxsr sse:fxsr sse2:sse
     pni:sse2 ssse3:pni sse4_1:ssse3 sse4_2:sse4_1 sse4a:pni misalignsse:sse pclmulqdq:sse2 aes:sse2 sha_ni:sse2
     gfni:sse2 xsave:fxsr xsaveopt:xsave xsavec:xsave xsaves:xsave xgetbv1:xsave avx:xsave pku:xsave mpx:xsave
-    fma:avx f16c:avx avx2:avx fma4:avx xop:avx vaes:avx vpclmulqdq:avx
+    fma:avx f16c:avx f16c:sse2 avx2:avx fma4:avx xop:avx vaes:avx vpclmulqdq:avx
     avx_vnni:avx2 avx_ifma:avx2 avx_vnni_int8:avx2 avx_vnni_int16:avx2 avx_ne_convert:avx2 sha512:avx2 sm3:avx sm4:avx2
     avx512f:avx2 avx512cd:avx512f avx512pf:avx512f avx512er:avx512f avx512dq:avx512f avx512bw:avx512f
-    avx512vl:avx512f avx512ifma:avx512f avx512vbmi:avx512bw avx512_vbmi2:avx512bw avx512_vnni:avx512f
-    avx512_bitalg:avx512bw avx512_vpopcntdq:avx512f avx512_4vnniw:avx512f avx512_4fmaps:avx512f
-    avx512_vp2intersect:avx512vl avx512_bf16:avx512vl avx512_fp16:avx512bw
-    xfd:xsaves amx_tile:xfd amx_int8:amx_tile amx_bf16:amx_tile amx_fp16:amx_tile amx_complex:amx_tile
+    avx512vl:avx512f avx512ifma:avx512f avx512vbmi:avx512bw avx512_vbmi2:avx512bw avx512_vbmi2:avx512vl
+    avx512_vnni:avx512vl avx512_bitalg:avx512bw avx512_bitalg:avx512vl avx512_vpopcntdq:avx512f
+    avx512_4vnniw:avx512f avx512_4fmaps:avx512f avx512_vp2intersect:avx512vl avx512_bf16:avx512vl avx512_fp16:avx512bw
+    xfd:xsaves xfd:xgetbv1 amx_tile:xfd amx_int8:amx_tile amx_bf16:amx_tile amx_fp16:amx_tile amx_complex:amx_tile
     shstk:xsaves ibt:xsaves enqcmd:xsaves arch_lbr:xsaves fred:lkgs lkgs:lm
-    pae:cx8 lm:pae syscall:lm lahf_lm:lm cx16:lm pcid:lm la57:lm fsgsbase:lm invpcid:lm pdpe1gb:lm lam:lm rdtscp:tsc
+    pae:cx8 lm:pae lahf_lm:lm cx16:lm pcid:lm la57:lm fsgsbase:lm pdpe1gb:lm lam:lm rdtscp:tsc
     nx:pae pse36:pse tsc_adjust:tsc tsc_deadline_timer:tsc invtsc:tsc x2apic:apic tsc_deadline_timer:apic
-    mca:mce smap:smep sgx_lc:sgx rdseed:rdrand clflushopt:clflush clwb:clflush spec_ctrl_ssbd:spec_ctrl
+    mca:mce lass:smap sgx_lc:sgx clflushopt:clflush clwb:clflush spec_ctrl_ssbd:spec_ctrl
     npt:svm lbrv:svm svm_lock:svm nrip_save:svm tsc_scale:svm vmcb_clean:svm flushbyasid:svm decodeassists:svm
     pausefilter:svm pfthreshold:svm avic:svm v_vmsave_vmload:svm vgif:svm v_spec_ctrl:svm vnmi:svm
 """

@@ -56,6 +56,7 @@ COMPONENTS = {
     17: "amx_tile",
     18: "amx_tile",
 }
+LINEAR_BITS = 48  # of an address, without la57
 X87_SSE = 0b11
 XSAVE_HEADER_END = 576
 # Leaves that say something only of one feature.
@@ -93,7 +94,7 @@ def level(model: str, supported: Leaves) -> Leaves:
         leaves.entries[EXTENDED_FEATURES, 0][EAX] = leaves.read(FEATURES, EAX)
     leaves.entries[ADDRESS_SIZES, 0][EAX] = supported.read(ADDRESS_SIZES, EAX) or 36 | 48 << 8
     set_generic_caches(leaves)
-    put(leaves, LEVELS[model] | set(_SYSTEM.split()), True)
+    put(leaves, LEVELS[model] | set(_SYSTEM.split()) | ({"topoext"} if amd else set()), True)
     if has(leaves, "xsave"):
         for (function, index), registers in supported.entries.items():
             if function == XSAVE:
@@ -138,6 +139,8 @@ def settle(leaves: Leaves, supported: Leaves) -> None:
         copies = leaves.read(FEATURES, EDX) & AMD_ALIASES
         leaves.change(EXTENDED_FEATURES, EDX, AMD_ALIASES, copies)
     _settle_xsave(leaves, supported)
+    if not has(leaves, "la57") and leaves.read(ADDRESS_SIZES, EAX) >> 8 & 0xFF > LINEAR_BITS:
+        leaves.change(ADDRESS_SIZES, EAX, 0xFF00, LINEAR_BITS << 8)
     for key in leaves.entries:
         if key[0] in LEAF_OF and not has(leaves, LEAF_OF[key[0]]):
             leaves.entries[key] = [0, 0, 0, 0]

@@ -118,6 +118,24 @@ def test_ids_beyond_8_bits_need_x2apic() -> None:
         made.start()
 
 
+class NoX2apicApi(WatchedKernel):
+    """The real KVM, without KVM_CAP_X2APIC_API."""
+
+    def answer(self, fd: int, number: int, argument: int) -> int:
+        if REQUESTS[number].name == "KVM_CHECK_EXTENSION" and argument == Cap.X2APIC_API:
+            return 0
+        return super().answer(fd, number, argument)
+
+
+def test_ids_beyond_8_bits_need_the_x2apic_api() -> None:
+    refused = pytest.raises(ConfigError, match="APIC ids above 254 need KVM_CAP_X2APIC_API")
+    with Kvm(DEVICE, NoX2apicApi()) as kvm:
+        with machine(GUEST, 256, memory="4M", kvm=kvm, irqchip="kernel") as made, refused:
+            made.start()
+        with machine(GUEST, 255, memory="4M", kvm=kvm, irqchip="kernel") as made:
+            made.start()
+
+
 # Paravirtual leaves.
 
 
@@ -272,9 +290,35 @@ def test_the_forms_of_the_command(form: str | None) -> None:
         assert "hypervisor none told" in text
 
 
-def test_the_command_knows_plugged_processors() -> None:
-    told = json.loads(pyvcpu("cpuid", "--smp", "2,maxcpus=4", "--index", 3, "--json").stdout)
-    assert told["vcpu"]["apic_id"] == 3
+@pytest.mark.parametrize(
+    ("smp", "index", "apic_id"),
+    [("2,maxcpus=4", 3, 3), ("255,sockets=255", 254, 254), ("4,maxcpus=300", 299, 299)],
+)
+def test_the_command_knows_every_processor(smp: str, index: int, apic_id: int) -> None:
+    """Also those that only maxcpus has room for, and more than have real-mode stacks."""
+    told = json.loads(pyvcpu("cpuid", "--smp", smp, "--index", index, "--json").stdout)
+    assert told["vcpu"]["apic_id"] == apic_id
+    assert {leaf["edx"] for leaf in told["leaves"] if leaf["function"] == 0xB} == {apic_id}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--index", 1), "--index takes a number from 0 to 0"),
+        (("--smp", "2,maxcpus=4", "--index", 4), "from 0 to 3"),
+        (("--index", "-1"), "not '-1'"),
+        (("--index", "one"), "not 'one'"),
+        (("--raw", "--json"), "not with both"),
+        (("--irqchip", "some"), "none, kernel or split, not 'some'"),
+        (("--cpu", "hoost"), "did you mean host?"),
+        (("--smp", "4,cores=3"), "must be 4"),
+    ],
+)
+def test_what_the_command_refuses(arguments: tuple[object, ...], words: str) -> None:
+    done = pyvcpu("cpuid", *arguments)
+    (line,) = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in line
 
 
 # Bad combinations.
@@ -294,6 +338,9 @@ BAD = [
     ("--smp", "100000", "at most"),
     ("--smp", "1,maxcpus=100000", "at most"),
     ("--smp", "sockets=3,cores=3,threads=100000", "at most"),
+    ("--smp", "8,cores=3,threads=2", "must be 8"),
+    ("--smp", "2,sockets=2,cores=3,maxcpus=4", "must be 4, the maxcpus"),
+    ("--smp", "4,threads=", "whole number for threads"),
     ("--cpu", "hoost", "did you mean host?"),
     ("--cpu", "", "starts with a model"),
     ("--cpu", "x86-64-v9", "did you mean x86-64-v"),
@@ -303,6 +350,9 @@ BAD = [
     ("--cpu", "host,+nx,-nx", "turned on and off"),
     ("--cpu", "host,check,enforce", "not both"),
     ("--cpu", "host,kvm=no", "on or off"),
+    ("--cpu", "host,-kvm", "did you mean kvm=off?"),
+    ("--cpu", "host,+la57,-lm", "la57 needs lm"),
+    ("--cpu", "host,tsc-khz=0", "a number from 1"),
     ("--cpu", "host,phys-bits=12", "from 32 to 52"),
     ("--cpu", "host,phys-bits=52", "at most the host's"),
     ("--cpu", "host,tsc-khz=x", "a number from 1"),

@@ -5,10 +5,24 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyvcpu.x86 import paravirt
 from pyvcpu.x86.caches import complete_amd_caches, set_generic_caches
-from pyvcpu.x86.cpuid import AMD_CACHES, CACHES, EAX, EBX, ECX, EDX, Leaves, Template, set_topology, share_caches
+from pyvcpu.x86.cpuid import (
+    AMD_CACHES,
+    CACHES,
+    EAX,
+    EBX,
+    ECX,
+    EDX,
+    TOPOEXT,
+    Leaves,
+    Template,
+    set_topology,
+    share_caches,
+)
 from pyvcpu.x86.topology import parse
 
 INTEL, AMD, HYGON = b"GenuineIntel", b"AuthenticAMD", b"HygonGenuine"
@@ -20,7 +34,7 @@ def leaves_of(vendor: bytes, maximum: int = 0x1F) -> Leaves:
     leaves.entries[0, 0] = [maximum, b, c, d]
     leaves.entries[1, 0] = [0x906EA, 0x00AA_0800, 1 << 21, 0]
     leaves.entries[0x8000_0000, 0] = [0x8000_0008, 0, 0, 0]
-    leaves.entries[0x8000_0001, 0] = [0, 0, 0, 0]
+    leaves.entries[0x8000_0001, 0] = [0, 0, TOPOEXT if vendor != INTEL else 0, 0]
     leaves.entries[0x8000_0008, 0] = [0x3030, 0, 0xFFFF_F0FF, 0]
     set_generic_caches(leaves)
     return leaves
@@ -34,11 +48,12 @@ def seen_by(leaves: Leaves, smp: str, index: int) -> Leaves:
     return Leaves.unpack(bytes(Template(leaves, topology).of(index)))
 
 
-@pytest.mark.parametrize("vendor", [INTEL, AMD])
-def test_leaf_1_and_0xb(vendor: bytes) -> None:
+@pytest.mark.parametrize(("vendor", "told"), [(INTEL, 8), (AMD, 6)])
+def test_leaf_1_and_0xb(vendor: bytes, told: int) -> None:
+    """Leaf 1 tells Intel's guests how many ids a package has, AMD's how many processors."""
     leaves = seen_by(leaves_of(vendor), "12,sockets=2,cores=3,threads=2", 9)
     apic_id = 1 << 3 | 1 << 1 | 1
-    assert leaves.read(1, EBX) == apic_id << 24 | 6 << 16 | 0x0800
+    assert leaves.read(1, EBX) == apic_id << 24 | told << 16 | 0x0800
     assert leaves.read(1, EDX) & 1 << 28
     assert leaves.entries[0xB, 0] == [1, 2, 1 << 8 | 0, apic_id]
     assert leaves.entries[0xB, 1] == [3, 6, 2 << 8 | 1, apic_id]
@@ -86,7 +101,8 @@ def test_ids_beyond_8_bits() -> None:
     assert intel.read(0xB, EDX, 1) == 299
     assert intel.read(0xB, EBX, 1) == 300
     amd = seen_by(leaves_of(AMD), "300,sockets=300", 299)
-    assert amd.entries[0x8000_001E, 0] == [0, 0, 0, 0], "a node number has 8 bits"
+    assert amd.entries[0x8000_001E, 0] == [299, 0, 299 & 0xFF, 0], "a node number has 8 bits"
+    assert seen_by(leaves_of(AMD), "300", 299).entries[0x8000_001E, 0] == [299, 299 & 0xFF, 0, 0], "so has a core's"
 
 
 @pytest.mark.parametrize(
@@ -109,9 +125,56 @@ def test_leaf_4_says_who_shares_a_cache(smp: str, low: int, high: int, cores: in
     assert [eax >> 5 & 7 for eax in told[:4]] == [1, 1, 2, 3]
 
 
-def test_leaf_0x8000001d_counts_processors() -> None:
-    leaves = seen_by(leaves_of(AMD), "12,sockets=2,cores=3,threads=2", 0)
-    assert [(leaves.read(AMD_CACHES, EAX, i) >> 14 & 0xFFF) + 1 for i in range(4)] == [2, 2, 2, 6]
+@pytest.mark.parametrize(
+    ("smp", "low", "high"),
+    [("12,sockets=2,cores=3,threads=2", 2, 8), ("9,cores=3,threads=3", 4, 16), ("30,cores=5,threads=3", 4, 32)],
+)
+def test_leaf_0x8000001d_says_it_too(smp: str, low: int, high: int) -> None:
+    leaves = seen_by(leaves_of(AMD), smp, 0)
+    assert [(leaves.read(AMD_CACHES, EAX, i) >> 14 & 0xFFF) + 1 for i in range(4)] == [low, low, low, high]
+    assert {leaves.read(AMD_CACHES, EAX, i) >> 26 for i in range(4)} == {0}
+
+
+def test_without_topology_extensions_their_leaves_are_not_there() -> None:
+    leaves = leaves_of(AMD)
+    leaves.change(0x8000_0001, ECX, TOPOEXT, 0)
+    leaves.entries[0x8000_001E, 0] = [7, 7, 7, 7]
+    leaves = seen_by(leaves, "8,sockets=2,cores=2,threads=2", 5)
+    assert leaves.read(0x8000_0000, EAX) == 0x8000_0008
+    assert (0x8000_001E, 0) not in leaves.entries
+    assert leaves.read(0x8000_0008, ECX) & 0xF0FF == 2 << 12 | 3, "the older way to say it is there"
+
+
+SIZES = st.integers(1, 9)
+
+
+@given(st.integers(1, 4), SIZES, SIZES, st.sampled_from([INTEL, AMD]))
+def test_guests_of_every_age_find_the_same_packages(sockets: int, cores: int, threads: int, vendor: bytes) -> None:
+    """Each way that Linux has taken over the years to get from leaves to packages and cores, for the last processor."""
+    smp = parse(f"sockets={sockets},cores={cores},threads={threads}")
+    leaves = seen_by(leaves_of(vendor), f"sockets={sockets},cores={cores},threads={threads}", smp.maxcpus - 1)
+    package, core, _ = smp.place(smp.maxcpus - 1)
+    apic_id = leaves.read(0xB, EDX)
+    assert apic_id >> leaves.read(0xB, EAX, 1) == package
+    if cores * threads == 1:
+        return
+    initial, count = leaves.read(1, EBX) >> 24, leaves.read(1, EBX) >> 16 & 0xFF
+    if vendor == INTEL:
+        core_ids = (leaves.read(4, EAX) >> 26) + 1
+        assert initial >> order(count) == package & 0xFF >> order(count)
+        assert initial >> order(count) - order(core_ids) & core_ids - 1 == core
+        llc = (leaves.read(4, EAX, 3) >> 14 & 0xFFF) + 1
+    else:
+        assert count == (leaves.read(0x8000_0008, ECX) & 0xFF) + 1 == cores * threads
+        assert apic_id >> (leaves.read(0x8000_0008, ECX) >> 12 & 0xF) == package
+        assert [leaves.read(0x8000_001E, r) for r in (EAX, EBX, ECX)] == [apic_id, threads - 1 << 8 | core, package]
+        llc = (leaves.read(AMD_CACHES, EAX, 3) >> 14 & 0xFFF) + 1
+    assert apic_id >> order(llc) == apic_id // llc == package, "one cache of level 3 in each package"
+
+
+def order(count: int) -> int:
+    """Return how many bits number so many things."""
+    return (count - 1).bit_length()
 
 
 def test_amd_caches_out_of_the_older_leaves() -> None:

@@ -130,7 +130,7 @@ def test_each_vcpu_gets_its_own_apic_id() -> None:
         for index, vcpu in enumerate(machine.vcpus):
             leaves = {entry.function: entry for entry in vcpu.cpuid}
             assert leaves[0].ebx == 0xAA0000BB
-            assert leaves[1].ebx == index << 24 | 3 << 16 | 0xBB, "three processors in the package"
+            assert leaves[1].ebx == index << 24 | 4 << 16 | 0xBB, "a package takes up four ids"
             assert (leaves[0].edx, leaves[0xB].edx, leaves[0x1F].edx) == (0xCC, index, index)
     assert sorted(kernel.by_id) == [0, 1, 2]
 

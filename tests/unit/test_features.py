@@ -30,11 +30,18 @@ BAD = [
     ("host,phys-bits=99", "from 32 to 52, not '99'"),
     ("host,phys-bits=", "from 32 to 52, not ''"),
     ("host,phys-bits=-40", "from 32 to 52"),
-    ("host,phys_bits=40", "did you mean phys-bits?"),
+    ("host,phys_bits=40", "did you mean phys-bits=N?"),
+    ("host,phys-bits=0x28", "from 32 to 52, not '0x28'"),
+    ("host,+phys-bits", "did you mean phys-bits=N?"),
+    ("host,-check", "did you mean check?"),
+    ("host,tsc-khz=2147483648", "from 1 to 2147483647"),
+    ("host,tsc-khz=-5", "not '-5'"),
     ("host,tsc-khz=0", "from 1 to"),
     ("host,tsc-khz=fast", "not 'fast'"),
     ("host,kvm=maybe", "takes on or off, not 'maybe'"),
-    ("host,hv", "did you mean"),
+    ("host,hv", "did you mean hv=on or =off?"),
+    ("host,-kvm", "did you mean kvm=off?"),
+    ("host,+hv", "did you mean hv=on?"),
     ("host,kvm=on,kvm=off", "says kvm twice"),
 ]
 
@@ -111,6 +118,23 @@ def test_every_name_that_cpuinfo_shows_of_a_processor_is_known() -> None:
     assert [flag for flag in flags.split() if canonical(flag) is None] == []
 
 
+# Linux, arch/x86/kernel/cpu/cpuid-deps.c of 6.x, under the names of /proc/cpuinfo: all that have one.
+LINUX_NEEDS = """
+    fxsr:fpu xsaveopt:xsave xsavec:xsave xsaves:xsave avx:xsave pku:xsave mpx:xsave xgetbv1:xsave cmov:fxsr mmx:fxsr
+    mmxext:mmx fxsr_opt:fxsr xsave:fxsr sse:fxsr sse2:sse pni:sse2 sse4_1:sse2 sse4_2:sse2 pclmulqdq:sse2 ssse3:sse2
+    f16c:sse2 aes:sse2 sha_ni:sse2 gfni:sse2 fma:avx vaes:avx vpclmulqdq:avx avx2:avx avx512f:avx avx512ifma:avx512f
+    avx512pf:avx512f avx512er:avx512f avx512cd:avx512f avx512dq:avx512f avx512bw:avx512f avx512vl:avx512f
+    avx512vbmi:avx512f avx512_vbmi2:avx512vl avx512_vnni:avx512vl avx512_bitalg:avx512vl avx512_4vnniw:avx512f
+    avx512_4fmaps:avx512f avx512_vpopcntdq:avx512f avx512_vp2intersect:avx512vl avx512_bf16:avx512vl
+    avx512_fp16:avx512bw enqcmd:xsaves sgx_lc:sgx xfd:xsaves xfd:xgetbv1 amx_tile:xfd shstk:xsaves fred:lkgs
+"""
+
+
+def test_what_linux_takes_for_a_need_is_one() -> None:
+    pairs = [pair.split(":") for pair in LINUX_NEEDS.split()]
+    assert [pair for pair in pairs if pair[1] not in closure([pair[0]], NEEDS)] == []
+
+
 # Models. What KVM supports is made up here: a processor of level 4.
 
 
@@ -173,6 +197,15 @@ def test_levels_are_those_of_the_psabi(level: int, vendor: bytes) -> None:
     assert leaves.vendor == vendor
     aliases = leaves.read(0x8000_0001, EDX) & 0x0183_F3FF
     assert aliases == (leaves.read(1, EDX) & 0x0183_F3FF if vendor == b"AuthenticAMD" else 0)
+
+
+@pytest.mark.parametrize("text", ["x86-64-v2", "host,-la57"])
+def test_addresses_are_as_wide_as_the_features_allow(text: str) -> None:
+    wide = supported()
+    put(wide, ["la57"], True)
+    wide.entries[0x8000_0008, 0] = [0x3934, 0, 0, 0]
+    assert made(parse("host,-avx2"), wide)[0].read(0x8000_0008, EAX) == 0x3934
+    assert made(parse(text), wide)[0].read(0x8000_0008, EAX) == 0x3034
 
 
 def test_what_is_missing_is_named_once_and_hidden() -> None:
