@@ -58,7 +58,7 @@ OPTIONS = (
     Option("--stats", "at the end, say how many exits there were, of which kind, and how long they took"),
     Option("--trace", "write a timeline of the vCPUs, for Perfetto or chrome://tracing", "FILE"),
     Option("--explain", "say, step by step, what happens in the life of each vCPU"),
-    Option("--top", "show exits per second on the terminal that standard error is"),
+    Option("--top", "show exits per second at the bottom of the terminal that standard error is"),
     KVM_OPTION,
 )
 
