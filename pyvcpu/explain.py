@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from time import perf_counter_ns
 
 from .trace import RUN, THREAD_START, WAIT_CREATED
 
@@ -82,7 +81,7 @@ class Explain:
         self._lock = threading.Lock()
         self._told: set[tuple[int, str]] = set()
         self._exits: dict[int, int] = {}
-        self._origin = perf_counter_ns()
+        self._origin = 0  # when the first step was
 
     def tell(self, event: Event) -> None:
         """Tell of a step that begins, a moment, or an ioctl that was made."""
@@ -109,6 +108,7 @@ class Explain:
             self._line(event, f"{what}: and no more of its exits are told; --stats counts them")
 
     def _line(self, event: Event, line: str) -> None:
+        self._origin = self._origin or event.start
         who = f"vCPU {event.track}" if event.track >= 0 else threading.current_thread().name
         self._say(f"{(event.start - self._origin) / 1e6:9.3f} ms  {who:<10}  {line}")
 
