@@ -14,7 +14,19 @@ import pytest
 from pyvcpu import kvm
 from pyvcpu.explain import MOST_EXITS, Explain
 from pyvcpu.trace import Timeline, Trace
-from tests.kvm.support import GUESTS, HLT, IMAGES, LONG, SPIN, boot, command, environment, machine
+from tests.kvm.support import (
+    GUESTS,
+    HLT,
+    IMAGES,
+    LONG,
+    SPIN,
+    TICKER,
+    boot,
+    check_counting,
+    command,
+    environment,
+    machine,
+)
 from tests.trace_events import Track, in_order, read
 
 pytestmark = pytest.mark.kvm
@@ -62,6 +74,7 @@ def cpu(index: int) -> str:
     return f"CPU {index}/KVM"
 
 
+@pytest.mark.smp
 @pytest.mark.parametrize("smp", [1, 4, 64])
 def test_the_timeline_has_the_life_of_each_vcpu(tmp_path: Path, smp: int) -> None:
     tracks = traced(tmp_path, IMAGES / "hello.bin", "--smp", smp)
@@ -101,12 +114,14 @@ def test_an_exit_has_port_and_value() -> None:
     assert track.told("HLT") == [""]
 
 
+@pytest.mark.smp
 def test_kick_pause_plug_and_unplug() -> None:
     timeline = Timeline()
-    with machine(SPIN, 2) as made:
+    with machine(TICKER, 2) as made:
         made.observe(Trace(timeline))
         made.start()
         made.resume()
+        check_counting(made, 0)
         made.vcpus[0].run_on_cpu(lambda vcpu: vcpu.registers.rip)
         made.pause()
         made.unplug(1)
@@ -118,6 +133,7 @@ def test_kick_pause_plug_and_unplug() -> None:
     assert {"bell", "signal"} == set(tracks[cpu(0)].told("kick"))
 
 
+@pytest.mark.smp
 def test_a_handlers_exception_is_within_its_exit() -> None:
     timeline = Timeline()
     with machine(OUT_A) as made:
@@ -128,6 +144,7 @@ def test_a_handlers_exception_is_within_its_exit() -> None:
     assert in_order(["IO", "pause", "unplug", "destroy_vcpu"], tracks_of(timeline)[cpu(0)].names)
 
 
+@pytest.mark.smp
 def test_other_threads_have_tracks_of_their_own() -> None:
     """A handler on the thread of vCPU 0 plugs vCPU 1: what it waits for is within the exit."""
     timeline = Timeline()
