@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 
-from .boot import BOOT, ENVIRONMENT, NOTHING, binary, measure, most_memory
+from .boot import BOOT, ENVIRONMENT, NOTHING, measure, most_memory
 from .guests import MMIO_LOOP, PIO_LOOP
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def rates(work: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]
     subprocess.run(["gcc", "-O2", "-pthread", "-o", peer, ROOT / "bench" / "peer.c"], check=True)
     for name, code in (("pio", PIO_LOOP), ("mmio", MMIO_LOOP)):
         (work / name).write_bytes(code)
-    python = binary(sys.executable)
+    python = sys.executable
     found: dict[str, list[tuple[float, float]]] = {figure: [] for figure, *_ in RATES}
     for turn in range(rounds):
         for figure, kind, guest, vcpus, _ in RATES:
@@ -87,7 +87,7 @@ def rates(work: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]
 
 def boots(work: Path, rounds: int) -> dict[str, float]:
     """Return times in ms: the interpreter alone, hello, a boot sector, and QEMU with it where that is installed."""
-    python = binary(sys.executable)
+    python = sys.executable
     sector = work / "hello.img"
     sector.write_bytes(BOOTSECTOR)
     commands: dict[str, tuple[list[str], int, int]] = {

@@ -1,4 +1,4 @@
-"""The guests that both sides run: flat, real mode, one instruction in an endless loop."""
+"""The guests that both sides run: flat, real mode unless it says otherwise, one instruction in an endless loop."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ MMIO_LOOP = b"\xb8\xff\xff\x8e\xd8\xa2\x10\x00\xeb\xfb"
 CONSOLE_LOOP = b"\xb0x\xe6\xe9\xeb\xfc"
 # 1: jmp 1b
 SPIN = b"\xeb\xfe"
-# hlt
-HALT = b"\xf4"
+# 64-bit: 1: movb $1,0x200000(%rdi); jmp 1b
+MARKS = 0x200000
+MARK = b"\xc6\x87\x00\x00\x20\x00\x01\xeb\xf7"

@@ -10,7 +10,7 @@ from json import dumps
 from pyvcpu import Machine
 from pyvcpu.vcpu import Vcpu
 
-from .guests import PIO_LOOP, PORT, SPIN
+from .guests import MARK, MARKS, PIO_LOOP, PORT, SPIN
 
 KICKS = 10_000
 PLUGS = 500
@@ -48,14 +48,18 @@ def pauses() -> dict[str, float]:
     """Return, in ms, how long pause() and resume() take for many running vCPUs."""
     figures = {}
     for smp in PAUSED:
-        with silent("64M", smp, SPIN) as machine:
+        with Machine("64M", smp, output=lambda data: None) as machine:
+            machine.load(MARK, format="flat", mode="long")
             machine.start()
+            marks = machine.memory.view(MARKS, smp)
             pausing, resuming = [], []
             for _ in range(11):
+                marks[:] = bytes(smp)
                 start = time.perf_counter()
                 machine.resume()
                 resumed = time.perf_counter()
-                time.sleep(0.05)  # into the guest, all of them
+                while not all(marks):  # until all of them run in the guest
+                    time.sleep(0.01)
                 stop = time.perf_counter()
                 machine.pause()
                 pausing.append(time.perf_counter() - stop)

@@ -33,6 +33,7 @@ class Board:
 
     `output` gets what COM1 and the debug console say; `collect()` is called once the latter has said a good deal, to
     have its writes collected by KVM. `set_line(gsi, level)` drives an interrupt line, from any thread.
+    `on_queues(transport, address)` has the queues of a virtio device at `address` served when the guest says so.
     `stop(reason, status)` ends the run; status None is the reason's own.
     """
 
@@ -46,6 +47,7 @@ class Board:
         collect: Callable[[], object],
         on_listen: Callable[[], object] | None,
         set_line: SetLine,
+        on_queues: Callable[[VirtioMmio, int], object],
         stop: Stop,
     ) -> None:
         def reset() -> None:
@@ -55,6 +57,7 @@ class Board:
         self._mmio = mmio
         self._memory = memory
         self._set_line = set_line
+        self._on_queues = on_queues
         self._stop = stop
         self._virtio: list[tuple[int, int, int]] = []  # address, length, GSI
         self.com1 = Serial(output, lambda level: set_line(COM1_IRQ, level), on_listen)
@@ -102,6 +105,7 @@ class Board:
         transport = VirtioMmio(device, self._memory, lambda level: self._set_line(gsi, level))
         self._mmio.attach(address, VirtioMmio.LENGTH, transport)
         self._virtio.append((address, VirtioMmio.LENGTH, gsi))
+        self._on_queues(transport, address)
         return transport
 
     def acpi(self, apic_ids: Sequence[int], pic: bool) -> tuple[int, bytes]:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from .boot import Plan
     from .devices.bus import Region
+    from .devices.virtio_mmio import VirtioMmio
     from .exits import ExitEvent
+    from .iothread import IoThread
     from .vcpu.accel import Observer
     from .vcpu.coalesced import Coalescer
 
@@ -43,6 +45,7 @@ IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
 IOAPIC_PINS = 24
 SPEAKER_DUMMY = 1  # KVM_PIT_SPEAKER_DUMMY: KVM answers port 0x61, too
 CHUNK = 1 << 20
+KVM_CAP_IOEVENTFD = 36  # a number: the table of all capabilities takes time to load
 REQUIRED = {
     "KVM_CAP_USER_MEMORY": (abi.KVM_CAP_USER_MEMORY, "Linux 2.6.24"),
     "KVM_CAP_EXT_CPUID": (abi.KVM_CAP_EXT_CPUID, "Linux 2.6.26"),
@@ -105,6 +108,7 @@ class Machine:
         self._drive_line: Callable[[int, bool], object] = lambda gsi, level: None
         self._coalescer: Coalescer | None = None
         self._coalescer_lock = threading.Lock()
+        self._iothread: IoThread | None = None
         self._closers: list[Callable[[], object]] = []  # in order of creation
         try:
             self._build(memory, kvm, warn or _warn)
@@ -119,6 +123,7 @@ class Machine:
             collect=lambda: self._coalesce(CONSOLE_PORT, 1, None, pio=True),
             on_listen=on_listen,
             set_line=self.set_line,
+            on_queues=self._serve_queues,
             stop=self.stop,
         )
         self.com1 = self.board.com1
@@ -272,6 +277,16 @@ class Machine:
                 (self.ports if pio else self.mmio).release(region)
                 raise
 
+    def _serve_queues(self, transport: VirtioMmio, address: int) -> None:
+        """Have the queues of a virtio device served beside the vCPUs, where KVM can tell of them without an exit."""
+        if not self.kvm.check_extension(KVM_CAP_IOEVENTFD):
+            return
+        from .devices.virtio_mmio import QUEUE_NOTIFY
+        from .iothread import IoThread
+
+        self._iothread = self._iothread or IoThread(self.accel)
+        self._iothread.add(self.vm, address + QUEUE_NOTIFY, transport.device.queues, transport.notify)
+
     def on_exit(self, reason: int, handler: Callable[[Vcpu, ExitEvent], object]) -> None:
         """Call `handler(vcpu, exit)` at exits of `reason` (kvm.abi.Exit), before anything else looks at them.
 
@@ -306,6 +321,8 @@ class Machine:
             vcpu.start_thread()
         for vcpu in fresh:
             vcpu.wait_created()
+        if self._iothread is not None:
+            self._iothread.start()
 
     def _create_irqchip(self, kind: str) -> None:
         if kind != "none":
@@ -359,16 +376,22 @@ class Machine:
         """Let all vCPUs run (again), and forget the last outcome. Any thread."""
         self.accel.rearm()
         self.accel.post_to_all(Command.RESUME)
+        if self._iothread is not None:
+            self._iothread.go()
 
     def pause(self, timeout: float | None = None) -> bool:
         """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first.
 
-        From a handler it only posts the command. KVM has then completed every access: registers and memory are whole.
+        From a handler it only posts the command. KVM has then completed every access, and virtio devices every request:
+        registers, memory and disks are whole.
         """
         tickets = self.accel.post_to_all(Command.PAUSE)
         if current_cpu() is not None:
             return True
-        return all(vcpu.wait_for(ticket, timeout) for vcpu, ticket in tickets)
+        paused = all(vcpu.wait_for(ticket, timeout) for vcpu, ticket in tickets)
+        if paused and self._iothread is not None:
+            self._iothread.hold()
+        return paused
 
     def unplug(self, index: int) -> None:
         """Take vCPU `index` out of the running machine; its thread ends.
@@ -430,6 +453,8 @@ class Machine:
         self.stop("closed")  # for another thread that still waits for the end
         self.com1.close()
         self.accel.unplug_all()
+        if self._iothread is not None:
+            self._iothread.close()
         self._drive_line = lambda gsi, level: None  # a thread that feeds a device may be late
         if self._coalescer is not None:
             self._coalescer.close()

@@ -9,9 +9,8 @@ from operator import itemgetter
 from struct import Struct
 from time import perf_counter_ns
 
-from .kvm.abi import basic as abi
 from .vcpu import current_cpu
-from .vcpu.execute import EXIT, EXIT_REASON, IO_EXIT, PIO_DATA, refused, serve, shortcuts
+from .vcpu.execute import EXIT, EXIT_REASON, IO_EXIT, KVM_RUN, PIO_DATA, refused, serve, shortcuts
 from .vcpu.observe import BY_ADDRESS, OTHERS, Kind, Stats, access_of, name_of
 
 TYPE_CHECKING = False
@@ -161,18 +160,19 @@ class Trace(Stats):
 
     def cpu_exec(self, vcpu: Vcpu) -> str:
         """Do what execute.cpu_exec() does, and note each KVM_RUN and each exit."""
-        index, kinds = vcpu.index, self.kinds[vcpu.index]
-        kernel, run, now, io_shortcut = vcpu.fd.kernel, vcpu.run, perf_counter_ns, shortcuts(vcpu)
-        kvm_run, errno, unpack = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno, EXIT.unpack_from
+        index, kinds, now = vcpu.index, self.kinds[vcpu.index], perf_counter_ns
+        run, fd, kvm_run, unpack = vcpu.run, vcpu.fd.fd, vcpu.fd.kernel.request, EXIT.unpack_from
+        io_shortcut = shortcuts(vcpu)
         keep, pack = self._timeline.keep if self._timeline is not None else bool, EXIT_RECORD.pack
         if self._explain is not None:
             self._explain.tell(Event(index, RUN, now()))
         while True:
             start = now()
-            if kvm_run():
-                code = errno()
+            try:
+                kvm_run(fd, KVM_RUN)
+            except OSError as error:
                 self._keep(Event(index, RUN, start, now() - start, "interrupted"))
-                why = refused(vcpu, code)
+                why = refused(vcpu, error.errno)
                 if why is not None:
                     return why
                 continue

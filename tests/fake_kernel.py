@@ -22,6 +22,7 @@ from pyvcpu.kvm import Kernel, Kvm
 from pyvcpu.kvm import abi as every
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.base import Ioctl
+from pyvcpu.kvm.kernel import request_by
 
 REQUESTS = {value.number: value for name in dir(every) if isinstance(value := getattr(every, name), Ioctl)}
 PAGE = 4096
@@ -48,6 +49,7 @@ class WatchedKernel(Kernel):
         self._real_ioctl = self.ioctl
         self.ioctl = self._ioctl
         self.errno = self._errno
+        self.request = request_by(self.ioctl, self.errno)
         self._errors = threading.local()
         self._lock = threading.Lock()
         self._refused: dict[tuple[str, int | None, int], int] = {}
@@ -55,9 +57,6 @@ class WatchedKernel(Kernel):
         self._counts: Counter[tuple[str, int | None]] = Counter()  # by request, and whose: a vCPU's or anyone's
         self._ids: dict[int, int] = {}  # vCPU ids by fd
         self.log: list[str] = []  # every request but KVM_RUN and KVM_CHECK_EXTENSION, and open, mmap, close
-
-    def prepare(self, fd: int, number: int) -> Callable[[], int]:
-        return lambda: self.ioctl(fd, number, 0)
 
     def refuse(self, request: str, code: int, nth: int = 1, vcpu: int | None = None) -> None:
         """Answer the `nth` call of `request` from now on with errno `code`; `request` may also be "mmap".

@@ -17,36 +17,37 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, whatever is installed
 
 from pyvcpu.vcpu import states
-from pyvcpu.vcpu.states import TRANSITIONS, Command, State
+from pyvcpu.vcpu.states import COMMANDS, STATES, TRANSITIONS, State
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "states.md"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+NAMES = {state: name for name, state in STATES.items()}
 
 
 def diagram() -> list[str]:
     """Return the diagram: every transition that leads to another state."""
-    names = [f'    state "{state}" as {state.name}' for state in State]
+    names = [f'    state "{state}" as {name}' for name, state in STATES.items()]
     steps: dict[tuple[State, State], list[str]] = {}
     for (old, command), new in TRANSITIONS.items():
         if old is not new:
             steps.setdefault((old, new), []).append(str(command))
-    arrows = [f"    {old.name} --> {new.name}: {', '.join(commands)}" for (old, new), commands in steps.items()]
-    return ["```mermaid", "stateDiagram-v2", *names, f"    [*] --> {State.REALIZED.name}", *arrows, "```"]
+    arrows = [f"    {NAMES[old]} --> {NAMES[new]}: {', '.join(commands)}" for (old, new), commands in steps.items()]
+    return ["```mermaid", "stateDiagram-v2", *names, f"    [*] --> {NAMES[State.REALIZED]}", *arrows, "```"]
 
 
 def table() -> list[str]:
     """Return the whole table, a row for each state and a column for each command."""
-    rows = [["", *map(str, Command)], ["---"] * (1 + len(Command))]
-    for state in State:
-        rows.append([f"**{state}**", *(str(TRANSITIONS.get((state, command), "")) for command in Command)])
+    rows = [["", *COMMANDS.values()], ["---"] * (1 + len(COMMANDS))]
+    for state in STATES.values():
+        rows.append([f"**{state}**", *(str(TRANSITIONS.get((state, command), "")) for command in COMMANDS.values())])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def meanings() -> list[str]:
     """Return the states with the comments that stand beside them in the source."""
     source = Path(states.__file__).read_text(encoding="utf-8")
-    comments = dict(re.findall(r'^    (\w+) = "[^"]*"  # (.*)$', source, re.MULTILINE))
-    return ["| | |", "|---|---|", *(f"| **{state}** | {comments.get(state.name, '')} |" for state in State)]
+    comments = dict(re.findall(r"^State\.(\w+) = .*  # (.*)$", source, re.MULTILINE))
+    return ["| | |", "|---|---|", *(f"| **{state}** | {comments.get(name, '')} |" for name, state in STATES.items())]
 
 
 PARTS: dict[str, Callable[[], list[str]]] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import signal
+import gc
 from time import monotonic
 
 from ..errors import ConfigError
 from ..outcome import Outcome
+from ..posix import signal
 from . import INTERRUPTED, USAGE, complain, say
 from .console import Input
 from .options import CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, default_kvm
@@ -195,6 +196,8 @@ def _run(machine: Machine, signals: Signals, output: Output, timeout: float | No
     """Do what Machine.run() does; a reader of our output that does not read cannot hold up the end."""
     end = None if timeout is None else monotonic() + timeout
     machine.start()
+    gc.freeze()  # what is there by now stays
+    gc.enable()
     try:
         with signals:
             machine.resume()

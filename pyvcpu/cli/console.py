@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import threading
 
 from ..devices.serial import IER, IER_RDI, LCR, LCR_DLAB, LSR, LSR_DR
+from ..posix import signal
 from . import say
 
 TYPE_CHECKING = False

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import threading
 
 from ..errors import PyvcpuError
+from ..posix import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True

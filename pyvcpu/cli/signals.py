@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
+
+from ..posix import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True

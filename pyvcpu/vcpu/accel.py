@@ -8,7 +8,7 @@ from ..kvm.abi.basic import KVM_CAP_MAX_VCPU_ID
 from ..outcome import Outcome
 from .cond import Cond
 from .handle import current_cpu
-from .states import Command, State
+from .states import STATES, Command, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -99,7 +99,7 @@ class Accel:
         self.cpu_cond = Cond(self.lock)
         self.vcpus: Sequence[Vcpu] = ()
         self.parked: dict[int, VcpuFd] = {}
-        self.counts = dict.fromkeys(State, 0)
+        self.counts = dict.fromkeys(STATES.values(), 0)
         self._supported_cpuid: CpuidTable | None = None
         self.running = False  # what a plugged vCPU does next
         self.closed = False  # no vCPU is started any more

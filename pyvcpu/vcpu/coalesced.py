@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from struct import Struct
 
 from ..errors import ConfigError
 from ..kvm.abi.ioevent import KVM_COALESCED_MMIO_MAX
+from ..posix import signal
 from .execute import RING
 from .states import State
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # mypy reads this as True
 KVM_CAP_COALESCED_MMIO, KVM_CAP_COALESCED_PIO = 15, 162  # numbers: the table of all capabilities takes time to load
 PAGE = 4096
 INDICES, FIRST = Struct("<II"), Struct("<I")  # kvm_coalesced_mmio_ring: first, last
-HEADER = Struct("<16s8x")
 ENTRY = Struct("<QII8s")  # kvm_coalesced_mmio: phys_addr, len, pio, data
 PORT_BYTE = Struct("<QII")
 TICK = 0.01  # seconds for which a write may wait; with a kick's time that is well below 20 ms
@@ -79,12 +78,10 @@ class Coalescer:
     def _serve(self, entries: bytes) -> None:
         """Hand the writes to the buses; those to the same port, one after the other, in one piece."""
         ports, mmio = self._accel.ports.write, self._accel.mmio.write
-        header = entries[:16]
-        if header == entries[-24:-8] and len(set(HEADER.iter_unpack(entries))) == 1:
-            address, length, pio = PORT_BYTE.unpack(header)
-            if pio and length == 1:  # a line of text: 0.1 us for each byte, a fifth of what the loop below takes
-                ports(None, address, entries[16 :: ENTRY.size])
-                return
+        address, length, pio = PORT_BYTE.unpack_from(entries)
+        if pio and length == 1 and _alike(entries):  # a line of text: a tenth of the time of the loop below
+            ports(None, address, entries[16 :: ENTRY.size])
+            return
         waiting, port = b"", -1
         for address, length, pio, data in ENTRY.iter_unpack(entries):
             if pio and address == port:
@@ -126,3 +123,10 @@ class Coalescer:
 def _writes_wait(run: mmap.mmap) -> bool:
     first, last = INDICES.unpack_from(run, RING)
     return bool(first != last)
+
+
+def _alike(entries: bytes) -> bool:
+    """Whether all entries have the same address, length and kind."""
+    count = len(entries) // ENTRY.size
+    quads = memoryview(entries).cast("Q")
+    return quads[::3].tobytes() == entries[:8] * count and quads[1::3].tobytes() == entries[8:16] * count

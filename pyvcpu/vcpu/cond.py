@@ -9,6 +9,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
+NEVER = float("inf")
+# Seconds: Python sees a signal that comes just before a thread goes to sleep only when that wakes up.
+LONGEST = 0.25
+
 
 class Cond:
     """Wait until something holds that is guarded by a lock.
@@ -20,31 +24,45 @@ class Cond:
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
-        self._bells: list[threading.Lock] = []  # one per waiting thread, held until it is to look again; under _lock
+        # What each waiting thread waits for, and a lock that it holds until that has come; under _lock.
+        self._waiting: list[tuple[Callable[[], object], threading.Lock]] = []
 
     def wait_for(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
         """Return True once `predicate()`, called with the lock held, is true; False after `timeout` seconds.
 
-        Call it without the lock.
+        Call it without the lock. Any thread may call `predicate`, so that this one sleeps until it holds: of many
+        vCPUs that stop, each would wake it otherwise, and it would take the interpreter's lock from the next.
         """
-        end = None if timeout is None else monotonic() + timeout
-        while True:
-            bell = threading.Lock()
-            bell.acquire()
-            with self._lock:
-                if predicate():
-                    return True
-                self._bells.append(bell)
-            if end is None:
-                bell.acquire()
-            elif not bell.acquire(timeout=min(max(0, end - monotonic()), threading.TIMEOUT_MAX)):
-                with self._lock:
-                    if bell in self._bells:
-                        self._bells.remove(bell)
-                    return bool(predicate())
+        end = NEVER if timeout is None else monotonic() + timeout
+        bell = threading.Lock()
+        bell.acquire()
+        waiting = (predicate, bell)
+        with self._lock:
+            if predicate():
+                return True
+            self._waiting.append(waiting)
+        try:
+            while not bell.acquire(timeout=min(max(0, end - monotonic()), LONGEST)):
+                if monotonic() >= end:
+                    return self._give_up(waiting)
+            return True
+        except BaseException:
+            self._give_up(waiting)
+            raise
+
+    def _give_up(self, waiting: tuple[Callable[[], object], threading.Lock]) -> bool:
+        with self._lock:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            return bool(waiting[0]())
 
     def notify_all(self) -> None:
-        """Let all who wait look again; with the lock held."""
-        bells, self._bells = self._bells, []
-        for bell in bells:
-            bell.release()
+        """Wake those whose predicate holds now; with the lock held, and what the predicates look at complete."""
+        still = []
+        for waiting in self._waiting:
+            predicate, bell = waiting
+            if not predicate():
+                still.append(waiting)
+            elif bell.locked():  # it is not, where a Ctrl-C cut this short before
+                bell.release()
+        self._waiting = still

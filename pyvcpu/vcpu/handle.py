@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections import deque
 
 from ..errors import StateError
+from ..posix import signal
 from .execute import IMMEDIATE_EXIT
 from .states import NO_THREAD, TRANSITIONS, Command, State
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 from ..kvm.abi import basic as abi
-from .execute import EXIT, EXIT_REASON, EXITS, IO_EXIT, refused, serve, shortcuts
+from .execute import EXIT, EXIT_REASON, EXITS, IO_EXIT, KVM_RUN, refused, serve, shortcuts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -88,12 +88,14 @@ class Stats:
         kinds = self.kinds[vcpu.index]
         ports = kinds.setdefault(IO_EXIT, Kind())
         port, buckets = ports.keys.get, ports.times.buckets
-        accel, kernel, run, now = vcpu.accel, vcpu.fd.kernel, vcpu.run, perf_counter_ns
-        kvm_run, errno, unpack = kernel.prepare(vcpu.fd.fd, abi.KVM_RUN.number), kernel.errno, EXIT.unpack_from
+        accel, run, now = vcpu.accel, vcpu.run, perf_counter_ns
+        fd, kvm_run, unpack = vcpu.fd.fd, vcpu.fd.kernel.request, EXIT.unpack_from
         io_shortcut = shortcuts(vcpu)
         while True:
-            if kvm_run():
-                why = refused(vcpu, errno())
+            try:
+                kvm_run(fd, KVM_RUN)
+            except OSError as error:
+                why = refused(vcpu, error.errno)
                 if why is not None:
                     return why
                 continue

@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
-from enum import Enum
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from typing import ClassVar
 
 
-class State(Enum):
-    """Where a vCPU is in its life; str() gives a word for people."""
+# Strings, no enum.Enum: to load that takes longer than the guest of a small boot runs.
+class State(str):
+    """Where a vCPU is in its life, as a word for people."""
 
-    REALIZED = "realized"  # prepared, no thread
-    STARTING = "starting"  # its thread runs init_vcpu
-    PAUSED = "paused"  # created; waits for RESUME
-    RUNNING = "running"  # in cpu_exec
-    HALTED = "halted"  # the guest executed HLT; waits for WAKE
-    PAUSED_HALTED = "paused while halted"  # waits for RESUME, to wait for WAKE again
-    LEAVING = "unplugging"  # its thread is on its way to destroy_vcpu
-    UNPLUGGED = "unplugged"  # no thread; the fd is parked
-
-    def __str__(self) -> str:
-        return str(self.value)
+    __slots__ = ()
+    REALIZED: ClassVar[State]
+    STARTING: ClassVar[State]
+    PAUSED: ClassVar[State]
+    RUNNING: ClassVar[State]
+    HALTED: ClassVar[State]
+    PAUSED_HALTED: ClassVar[State]
+    LEAVING: ClassVar[State]
+    UNPLUGGED: ClassVar[State]
 
 
-class Command(Enum):
+State.REALIZED = State("realized")  # prepared, no thread
+State.STARTING = State("starting")  # its thread runs init_vcpu
+State.PAUSED = State("paused")  # created; waits for RESUME
+State.RUNNING = State("running")  # in cpu_exec
+State.HALTED = State("halted")  # the guest executed HLT; waits for WAKE
+State.PAUSED_HALTED = State("paused while halted")  # waits for RESUME, to wait for WAKE again
+State.LEAVING = State("unplugging")  # its thread is on its way to destroy_vcpu
+State.UNPLUGGED = State("unplugged")  # no thread; the fd is parked
+
+
+class Command(str):
     """What moves a vCPU from state to state. The first four come from other threads, the rest from its own."""
 
-    START = "start"
-    RESUME = "resume"
-    PAUSE = "pause"
-    UNPLUG = "unplug"
-    CREATED = "created"  # init_vcpu succeeded
-    FAILED = "failed"  # init_vcpu raised
-    HALT = "halt"
-    WAKE = "wake"
-    GONE = "gone"  # destroy_vcpu is done
+    __slots__ = ()
+    START: ClassVar[Command]
+    RESUME: ClassVar[Command]
+    PAUSE: ClassVar[Command]
+    UNPLUG: ClassVar[Command]
+    CREATED: ClassVar[Command]
+    FAILED: ClassVar[Command]
+    HALT: ClassVar[Command]
+    WAKE: ClassVar[Command]
+    GONE: ClassVar[Command]
 
-    def __str__(self) -> str:
-        return str(self.value)
 
+Command.START = Command("start")
+Command.RESUME = Command("resume")
+Command.PAUSE = Command("pause")
+Command.UNPLUG = Command("unplug")
+Command.CREATED = Command("created")  # init_vcpu succeeded
+Command.FAILED = Command("failed")  # init_vcpu raised
+Command.HALT = Command("halt")
+Command.WAKE = Command("wake")
+Command.GONE = Command("gone")  # destroy_vcpu is done
+
+STATES = {name: value for name, value in vars(State).items() if isinstance(value, State)}
+COMMANDS = {name: value for name, value in vars(Command).items() if isinstance(value, Command)}
 
 TRANSITIONS: dict[tuple[State, Command], State] = {
     (State.REALIZED, Command.START): State.STARTING,

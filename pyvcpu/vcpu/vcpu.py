@@ -7,10 +7,10 @@ destroy_vcpu.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 
 from ..errors import StateError
+from ..posix import signal
 from . import arch, registers
 from .arch_init import arch_init_vcpu
 from .arch_realize import realize
@@ -208,8 +208,8 @@ class Vcpu(Handle):
                     return
                 item = self._inbox.popleft() if self._inbox else None
                 if isinstance(item, Command):
-                    self._apply(item)
                     self._applied += 1
+                    self._apply(item)
                     resumed |= item is Command.RESUME
                 elif item is None:
                     if self.state in BUSY:

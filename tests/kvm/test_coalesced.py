@@ -58,6 +58,19 @@ def test_writes_are_served_in_one_piece_before_the_next_exit() -> None:
     assert log.calls == [("collected", None, b"AB"), ("plain", 0, b"B"), ("collected", None, b"A")]
 
 
+@pytest.mark.parametrize("first", [0x50, 0x53])
+def test_writes_to_two_ports_keep_their_order(first: int) -> None:
+    second = 0x50 + 0x53 - first
+    # mov $'A',%al; out %al,$first; out %al,$second; out %al,$first; out %al,$first; hlt
+    code = bytes([0xB0, 0x41, 0xE6, first, 0xE6, second, 0xE6, first, 0xE6, first, 0xF4])
+    log = Log()
+    with collecting(code, log) as made:
+        made.on_port(0x53, write=log.on("other"), coalesce=True)  # type: ignore[arg-type]
+        assert made.run(timeout=20).reason == "halted"
+    one, other = ("collected", "other") if first == 0x50 else ("other", "collected")
+    assert log.calls == [(one, None, b"A"), (other, None, b"A"), (one, None, b"AA")]
+
+
 def test_a_read_comes_after_the_writes_before_it() -> None:
     log = Log()
     with collecting(OUT_A + IN_52 + HLT, log) as made:

@@ -13,7 +13,7 @@ import pytest
 
 from pyvcpu import KvmError, Machine, State, StateError
 from pyvcpu.kvm import Kvm
-from pyvcpu.vcpu import Command
+from pyvcpu.vcpu.states import COMMANDS, Command
 from tests.fake_kernel import FakeKernel, machine_on, spins
 from tests.threads import DEADLINE, Caller, Hold, until
 
@@ -164,7 +164,7 @@ def test_commands_while_it_is_being_created_take_effect_afterwards(commands: lis
         gate.wait()
         vcpu = machine.vcpus[0]
         with machine.accel.lock:
-            tickets = [vcpu.post_locked(Command[command.upper()]) for command in commands]
+            tickets = [vcpu.post_locked(COMMANDS[command.upper()]) for command in commands]
         gate.release()
         assert starter.done()
         assert starter.error is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvcpu.vcpu.states import TRANSITIONS, Command, State
+from pyvcpu.vcpu.states import STATES, TRANSITIONS, Command
 from tools import gen_docs
 
 
@@ -24,7 +24,7 @@ def test_the_diagram_has_every_step_to_another_state() -> None:
     for line in gen_docs.diagram():
         if " --> " in line and "[*]" not in line:
             states, _, commands = line.partition(": ")
-            old, new = (State[name.strip()] for name in states.split(" --> "))
+            old, new = (STATES[name.strip()] for name in states.split(" --> "))
             drawn |= {(old, Command(command), new) for command in commands.split(", ")}
     assert drawn == {(old, command, new) for (old, command), new in TRANSITIONS.items() if old is not new}
 

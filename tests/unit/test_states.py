@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvcpu.vcpu.states import BUSY, NO_THREAD, TRANSITIONS, Command, State
+from pyvcpu.vcpu.states import BUSY, COMMANDS, NO_THREAD, STATES, TRANSITIONS, Command, State
 
 OF_OTHERS = (Command.PAUSE, Command.RESUME, Command.UNPLUG, Command.WAKE)
 # While STARTING the inbox keeps what is posted; nothing is taken from it before the vCPU is created.
-TAKES_COMMANDS = [state for state in State if state not in NO_THREAD and state is not State.STARTING]
+TAKES_COMMANDS = [state for state in STATES.values() if state not in NO_THREAD and state is not State.STARTING]
 
 
 def reachable(start: State) -> set[State]:
@@ -30,10 +30,10 @@ def follow(state: State, *commands: Command) -> State:
 
 
 def test_every_state_can_be_reached() -> None:
-    assert reachable(State.REALIZED) == set(State)
+    assert reachable(State.REALIZED) == set(STATES.values())
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", STATES.values())
 def test_every_state_can_be_left_for_the_end_and_for_a_run(state: State) -> None:
     assert {State.UNPLUGGED, State.RUNNING} <= reachable(state) | {state}
 
@@ -94,8 +94,7 @@ def test_a_vcpu_without_a_thread_takes_nothing_but_a_start() -> None:
 
 
 def test_names_for_people_are_distinct_words() -> None:
-    for kind in (State, Command):
-        words = [str(member) for member in kind]
+    for words in (list(map(str, STATES.values())), list(map(str, COMMANDS.values()))):
         assert len(set(words)) == len(words)
         assert all(word and word == word.lower() and "_" not in word for word in words)
 
