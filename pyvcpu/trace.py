@@ -1,47 +1,60 @@
-"""What the vCPUs of a machine do, step by step: as a timeline for Perfetto, or in words while it happens."""
+"""What the vCPUs of a machine do, step by step: noted where it happens, and kept as a timeline for Perfetto."""
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
+from operator import itemgetter
+from struct import Struct
 from time import perf_counter_ns
 
 from .vcpu import current_cpu
-from .vcpu.execute import EXIT, EXIT_REASON, IO_EXIT, KVM_RUN, MMIO, PIO_DATA, refused, serve
-from .vcpu.observe import BY_ADDRESS, Kind, Stats, access_of, name_of
+from .vcpu.execute import EXIT, EXIT_REASON, IO_EXIT, KVM_RUN, PIO_DATA, refused, serve, shortcuts
+from .vcpu.observe import BY_ADDRESS, OTHERS, Kind, Stats, access_of, name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from .explain import Explain
     from .kvm.kernel import Kernel
     from .vcpu import Vcpu
     from .vcpu.states import Command
 
-CALLERS = -1  # the track of the threads that are no vCPU's
-MOST_EVENTS = 1_000_000
+MOST_EVENTS = 400_000  # half of them the first, half the last: 50 MB of memory, 75 MB of JSON
 RUN = "KVM_RUN"
+THREAD_START, WAIT_CREATED = "thread start", "wait for created"
 
-# Methods of a Vcpu that are steps of its life, and what QEMU calls them.
+# Methods of a Vcpu that are steps of its life, and their names.
 STEPS = {
     "realize": "realize",
-    "start_thread": "start_vcpu: thread start",
+    "start_thread": THREAD_START,
+    "wait_created": WAIT_CREATED,
     "init_vcpu": "init_vcpu",
-    "wait_created": "start_vcpu: wait for created",
+    "init_cpu_signals": "init_cpu_signals",
+    "wait_io_event": "wait_io_event",
     "handle_guest_debug": "handle_guest_debug",
     "destroy_vcpu": "destroy_vcpu",
 }
 # Commands of the state machine that have another name there.
 MOMENTS = {
-    "start": "start",
     "created": "created signalled",
     "gone": "destroyed signalled",
     "failed": "init_vcpu failed",
 }
 
+# An exit and the KVM_RUN before it: vCPU, reason, begin of KVM_RUN, its end, end of the handling, the first quadword of
+# the union in kvm_run (execute.EXIT), and 16 bytes: the data of a port access, or of MMIO with length and direction.
+EXIT_RECORD = Struct("<IIQQQQ16s")
+TRACK, START = Struct("<I"), Struct("<8xQ")
+MOST_REMEMBERED = 4096
+DATA, MMIO_TAIL = slice(PIO_DATA, PIO_DATA + 16), slice(40, 56)
+MMIO = Struct("<8sIB3x")
+
 
 class Event:
-    """A step: `track` is a vCPU's index or CALLERS; `start` and `took` in ns, None for a moment; `told` for people."""
+    """A step: `track` is a vCPU's index, or for other threads below 0; `took` in ns, None for a moment."""
 
     __slots__ = ("name", "start", "told", "took", "track")
 
@@ -54,42 +67,60 @@ class Event:
 
 
 class Trace(Stats):
-    """Tells each of `listeners` of every step, on the thread that takes it, perhaps with the machine's lock held.
+    """Notes every step: `explain` hears of it when it begins, `timeline` keeps it when it is over. Either may be None.
 
-    A listener must not block, and is called by several threads at once. Exits are counted as by Stats.
+    On the thread that takes the step, perhaps with the machine's lock held. Exits are counted as by Stats.
     """
 
-    def __init__(self, *listeners: Callable[[Event], object]) -> None:
+    def __init__(self, timeline: Timeline | None = None, explain: Explain | None = None) -> None:
         super().__init__()
-        self._listeners = listeners
-
-    def note(self, track: int, name: str, start: int, took: int | None = None, told: str = "") -> None:
-        """Tell the listeners."""
-        event = Event(track, name, start, took, told)
-        for listener in self._listeners:
-            listener(event)
+        self._timeline = timeline
+        self._explain = explain
+        self._kernel: Kernel | None = None
+        self._thread_starts: dict[int, int] = {}
 
     def attach(self, vcpus: Sequence[Vcpu]) -> None:
         """Put a note around each step: the methods in STEPS, commands, kicks, ioctls."""
         super().attach(vcpus)
         for vcpu in vcpus:
-            for method, name in STEPS.items():
-                setattr(vcpu, method, self._step(vcpu.index, name, getattr(vcpu, method)))
-            inner = {"_apply": self._moment(vcpu, vcpu._apply), "_kick": self._kick(vcpu, vcpu._kick)}
-            for method, noted in inner.items():
+            notes: dict[str, Callable[..., object]] = {
+                method: self._step(vcpu.index, name, getattr(vcpu, method)) for method, name in STEPS.items()
+            }
+            notes["_apply"] = self._moment(vcpu, vcpu._apply)
+            notes["_kick"] = self._kick(vcpu, vcpu._kick)
+            for method, noted in notes.items():
                 setattr(vcpu, method, noted)
         if vcpus:
-            self._ioctls(vcpus[0].accel.kvm.kernel)
+            self.see_ioctls(vcpus[0].accel.kvm.kernel)
+
+    def _happened(self, event: Event) -> None:
+        if self._explain is not None:
+            self._explain.tell(event)
+        self._keep(event)
+
+    def _keep(self, event: Event) -> None:
+        if self._timeline is not None:
+            self._timeline.keep(event)
 
     def _step(self, index: int, name: str, method: Callable[[], object]) -> Callable[[], object]:
+        about = f"vCPU {index}"
+
         def step() -> object:
-            start = perf_counter_ns()
-            track = index if current_cpu() is not None else CALLERS
-            self.note(track, name, start, None, f"vCPU {index}")
+            start, track = perf_counter_ns(), _track()
+            if self._explain is not None:
+                self._explain.tell(Event(track, name, start, None, about))
+            if name == THREAD_START:
+                self._thread_starts[index] = start
+                return method()  # it is over when the thread takes its first step
+            if name == "init_vcpu":
+                begun = self._thread_starts.pop(index, start)
+                self._keep(Event(index, THREAD_START, begun, start - begun))
             try:
                 return method()
             finally:
-                self.note(index, name, start, perf_counter_ns() - start)
+                # A vCPU without a thread does nothing else meanwhile: the step is in its life, whoever takes it.
+                whose, told = (track, about) if name == WAIT_CREATED else (index, "")
+                self._keep(Event(whose, name, start, perf_counter_ns() - start, told))
 
         return step
 
@@ -98,73 +129,104 @@ class Trace(Stats):
             before = vcpu.state
             apply(command)
             name = MOMENTS.get(str(command), str(command))
-            self.note(vcpu.index, name, perf_counter_ns(), None, f"{before} -> {vcpu.state}")
+            self._happened(Event(vcpu.index, name, perf_counter_ns(), None, f"{before} -> {vcpu.state}"))
 
         return moment
 
     def _kick(self, vcpu: Vcpu, kick: Callable[[], None]) -> Callable[[], None]:
         def noted() -> None:
             if vcpu.created and not vcpu._kicked:
-                self.note(vcpu.index, "kick", perf_counter_ns())
+                how = "bell" if vcpu._sleeping else "signal"
+                self._happened(Event(vcpu.index, "kick", perf_counter_ns(), None, how))
             kick()
 
         return noted
 
-    def _ioctls(self, kernel: Kernel) -> None:
+    def see_ioctls(self, kernel: Kernel) -> None:
+        """Note each ioctl that goes through `kernel` from now on, save the KVM_RUN of cpu_exec."""
+        if self._kernel is kernel:
+            return
+        self._kernel = kernel
         names, ioctl = ioctl_names(), kernel.ioctl
 
         def noted(fd: int, number: int, argument: int) -> int:
             start = perf_counter_ns()
             result = ioctl(fd, number, argument)  # nothing after it may touch errno
             took = perf_counter_ns() - start
-            vcpu = current_cpu()
-            told = "" if result >= 0 else "refused"
-            self.note(CALLERS if vcpu is None else vcpu.index, names.get(number, hex(number)), start, took, told)
+            event = Event(_track(), names.get(number, hex(number)), start, took, "" if result >= 0 else "refused")
+            self._happened(event)
             return result
 
         kernel.ioctl = noted
 
     def cpu_exec(self, vcpu: Vcpu) -> str:
         """Do what execute.cpu_exec() does, and note each KVM_RUN and each exit."""
-        kinds = self.kinds[vcpu.index]
-        run, fd, kvm_run, now = vcpu.run, vcpu.fd.fd, vcpu.fd.kernel.request, perf_counter_ns
+        index, kinds, now = vcpu.index, self.kinds[vcpu.index], perf_counter_ns
+        run, fd, kvm_run, unpack = vcpu.run, vcpu.fd.fd, vcpu.fd.kernel.request, EXIT.unpack_from
+        io_shortcut = shortcuts(vcpu)
+        keep, pack = self._timeline.keep if self._timeline is not None else bool, EXIT_RECORD.pack
+        if self._explain is not None:
+            self._explain.tell(Event(index, RUN, now()))
         while True:
             start = now()
-            code = 0
             try:
                 kvm_run(fd, KVM_RUN)
             except OSError as error:
-                code = error.errno or 0
+                self._keep(Event(index, RUN, start, now() - start, "interrupted"))
+                why = refused(vcpu, error.errno)
+                if why is not None:
+                    return why
+                continue
             end = now()
-            self.note(vcpu.index, RUN, start, end - start, "interrupted" if code else "")
-            if code:
-                why = refused(vcpu, code)
-            else:
-                reason, key, _, first, last = EXIT.unpack_from(run, EXIT_REASON)
-                told = _told(run, reason, key)
-                if first != last:
-                    vcpu.accel.drain(vcpu)
-                try:
+            reason, key, byte, first, last = unpack(run, EXIT_REASON)
+            kind = kinds.get(reason) or kinds.setdefault(reason, Kind())
+            counted = key if reason in BY_ADDRESS else 0
+            if counted not in kind.keys and OTHERS not in kind.keys:
+                self._first_of_its_kind(vcpu, reason, key, end)
+            if first != last:
+                vcpu.accel.drain(vcpu)
+            access, why = io_shortcut(key) if reason == IO_EXIT else None, None
+            try:
+                if access is not None:
+                    access(vcpu, byte)
+                else:
                     why = serve(vcpu, reason, key)
-                finally:
-                    took = now() - end
-                    self.note(vcpu.index, name_of(reason), end, took, told)
-                kind = kinds.get(reason) or kinds.setdefault(reason, Kind())
-                kind.add(key if reason in BY_ADDRESS else 0, took)
+            finally:
+                done = now()
+                keep(pack(index, reason, start, end, done, key, run[DATA if reason == IO_EXIT else MMIO_TAIL]))
+            kind.add(counted, done - end)
             if why is not None:
                 return why
 
+    def _first_of_its_kind(self, vcpu: Vcpu, reason: int, key: int, when: int) -> None:
+        if self._explain is not None:
+            told = told_of(reason, key, vcpu.run[DATA if reason == IO_EXIT else MMIO_TAIL], before=True)
+            self._explain.exit(Event(vcpu.index, name_of(reason), when, None, told))
 
-def _told(run: Any, reason: int, key: int) -> str:
-    """Return port or address of an exit, and what is written."""
+
+def _track() -> int:
+    """Return whose track this thread's steps are on: a vCPU's, or for others one below 0."""
+    vcpu = current_cpu()
+    return vcpu.index if vcpu is not None else -threading.get_native_id()
+
+
+def told_of(reason: int, key: int, data: bytes, *, before: bool = False) -> str:
+    """Return port or address of an exit, and the value that was written or, unless it is `before` that, read."""
     if reason not in BY_ADDRESS:
         return ""
     told = access_of(reason, key)
     if reason == IO_EXIT:
-        length = (key >> 8 & 0xFF) * (key >> 32)
-        return f"{told} = {run[PIO_DATA : PIO_DATA + min(length, 16)].hex(' ')}" if key & 0xFF else told
-    _, _, data, length, is_write = MMIO.unpack_from(run, EXIT_REASON)
-    return f"write {told} = {data[:length].hex(' ')}" if is_write else f"read {told}"
+        write, size, count = key & 0xFF, key >> 8 & 0xFF, key >> 32
+        data = data[: size * count]
+    else:
+        content, size, write = MMIO.unpack(data)
+        data, count = content[:size], 1
+        told = f"{'write' if write else 'read'} {told}" + (f" ({size} bytes)" if size > 1 else "")
+    if before and not write:
+        return told
+    if count == 1:
+        return f"{told} = {int.from_bytes(data, 'little'):#x}"
+    return f"{told} = {data.hex(' ')}" + (" ..." if size * count > len(data) else "")
 
 
 def ioctl_names() -> dict[int, str]:
@@ -177,105 +239,128 @@ def ioctl_names() -> dict[int, str]:
 
 
 class Timeline:
-    """A listener that keeps the events, and writes them as Chrome trace-event JSON, which Perfetto opens.
+    """Keeps what happened, and writes it as Chrome trace-event JSON, which Perfetto opens.
 
-    `_lock` guards the list; of more than MOST_EVENTS the rest is dropped, and `dropped` says how many.
+    Of more than MOST_EVENTS it keeps the first half and the last: how all began, and what led to the end. `dropped`
+    says how many were between. `_lock` guards it all.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._events: list[Event] = []
-        self.dropped = 0
+        self.half = MOST_EVENTS // 2
+        self._first: list[Event | bytes] = []
+        self._last: deque[Event | bytes] = deque(maxlen=self.half)
+        self._count = 0
+        self._threads: dict[int, str] = {}
 
-    def __call__(self, event: Event) -> None:
-        if event.took is None and event.name in STEPS.values():
-            return  # its span follows
+    @property
+    def dropped(self) -> int:
+        """How many are left out."""
+        return self._count - len(self._first) - len(self._last)
+
+    def keep(self, event: Event | bytes) -> None:
+        """Keep a step, or an exit as an EXIT_RECORD. Any thread."""
         with self._lock:
-            if len(self._events) < MOST_EVENTS:
-                self._events.append(event)
+            self._count += 1
+            if self._count <= self.half:
+                self._first.append(event)
             else:
-                self.dropped += 1
+                self._last.append(event)
+            if type(event) is Event and event.track < 0:
+                self._threads[event.track] = threading.current_thread().name
 
     def lines(self) -> Iterator[str]:
-        """Yield the JSON text, an event to a line."""
-        from json import dumps
+        """Yield the JSON text, an event to a line, those of each track in their order. Once all threads have ended."""
+        from heapq import merge
 
-        with self._lock:
-            events = sorted(self._events, key=lambda event: event.start)
-        origin = events[0].start if events else 0
+        events = sorted([*self._first, *self._last], key=_start)
+        exits = sorted((event for event in events if isinstance(event, bytes)), key=_exit_start)
         yield '{"displayTimeUnit": "ns", "traceEvents": ['
-        for track in sorted({event.track for event in events}):
-            name = "callers" if track == CALLERS else f"CPU {track}/KVM"
-            head = {"ph": "M", "pid": 1, "tid": track + 1, "name": "thread_name", "args": {"name": name}}
-            yield dumps(head) + ","
-        for event in events:
-            entry: dict[str, object] = {
-                "name": event.name,
-                "pid": 1,
-                "tid": event.track + 1,
-                "ts": (event.start - origin) / 1000,
-                "args": {"what": event.told} if event.told else {},
-            }
-            entry |= {"ph": "i", "s": "t"} if event.took is None else {"ph": "X", "dur": event.took / 1000}
-            yield dumps(entry) + ","
-        yield dumps({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "pyvcpu"}})
+        yield from self._heads(events)
+        # An exit comes before what was done while it was served: it is around that.
+        writer = Writer(_start(events[0]) if events else 0)
+        for _, line in merge(map(writer.exit, exits), map(writer.step_or_run, events), key=itemgetter(0)):
+            yield line
+        if self.dropped:
+            yield writer.gap(_start(self._last[0]), self.dropped)
+        yield _head(0, "process_name", name="pyvcpu").rstrip(",")
         yield "]}"
 
-
-class Explain:
-    """A listener that makes a readable line of each step of a vCPU's life, for `say`, which must not block.
-
-    Of exits of one kind it tells the first only. `_lock` guards what was told.
-    """
-
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self._say = say
-        self._lock = threading.Lock()
-        self._told: set[tuple[int, str]] = set()
-        self._origin = perf_counter_ns()
-
-    def __call__(self, event: Event) -> None:
-        line = self._line(event)
-        if line:
-            who = "callers" if event.track == CALLERS else f"vCPU {event.track}"
-            self._say(f"{(event.start - self._origin) / 1e6:9.3f} ms  {who:<8} {line}")
-
-    def _line(self, event: Event) -> str:
-        meaning = MEANINGS.get(event.name, "")
-        if event.name in STEPS.values():
-            if event.took is not None:
-                return ""  # told at its start
-            return f"{event.name} ({event.told}): {meaning}" if event.track == CALLERS else f"{event.name}: {meaning}"
-        if event.took is None or (event.name.startswith("KVM_") and event.name != RUN):
-            told = f" ({event.told})" if event.told else ""
-            return f"{event.name}{told}{': ' if meaning else ''}{meaning}"
-        kind = event.told.partition(" =")[0]
-        with self._lock:
-            key = (event.track, f"{event.name} {kind}")
-            if key in self._told or len(self._told) > 1000:
-                return ""
-            self._told.add(key)
-        if event.name == RUN:
-            return f"{RUN}: {MEANINGS[RUN]}; told once" if not event.told else ""
-        return f"exit {event.name} {event.told}: the guest is out, we serve it, and enter again; the first of its kind"
+    def _heads(self, events: Iterable[Event | bytes]) -> Iterator[str]:
+        """Yield the names of the tracks."""
+        for track in sorted(
+            {event.track if isinstance(event, Event) else TRACK.unpack_from(event)[0] for event in events}
+        ):
+            yield _head(track, "thread_name", name=f"CPU {track}/KVM" if track >= 0 else self._threads[track])
+            yield _head(track, "thread_sort_index", sort_index=_tid(track))
 
 
-MEANINGS = {
-    "realize": "make up its features and CPUID leaves; there is no thread yet",
-    "start_vcpu: thread start": "make the thread that is this vCPU's life",
-    "start_vcpu: wait for created": "sleep until the vCPU says that it is created",
-    "init_vcpu": "in its thread: get the fd, map struct kvm_run, tell KVM what it is, get ready for kicks",
-    "created signalled": "whoever started it may go on; it waits in wait_io_event to be resumed",
-    "resume": "it may run: from wait_io_event to cpu_exec",
-    "pause": "it is out of KVM_RUN and stays out",
-    "halt": "the guest executed HLT and nothing in the kernel can wake it",
-    "kick": "a signal gets it out of KVM_RUN, to look at its inbox",
-    "unplug": "it is to leave the machine",
-    "destroy_vcpu": "unmap kvm_run and park the fd: KVM never creates the same id twice",
-    "destroyed signalled": "the thread ends",
-    RUN: "enter the guest; it runs on this thread until something has to be done for it",
-    "KVM_CREATE_VCPU": "a new vCPU in the kernel, and an fd for it",
-    "KVM_SET_CPUID2": "what the guest's CPUID instruction will show",
-    "KVM_SET_SREGS": "segments, control registers: the mode that it starts in",
-    "KVM_SET_REGS": "general registers, and where it starts",
-}
+class Writer:
+    """Makes lines of JSON, with times in microseconds since `origin`. All that it is given is free of quotes."""
+
+    def __init__(self, origin: int) -> None:
+        self._origin = origin
+        self._exits: dict[tuple[int, int, bytes], str] = {}  # most exits are like others
+
+    def exit(self, record: bytes) -> tuple[int, str]:
+        """Return when the handling of an exit began, and its line."""
+        index, reason, _, start, end, key, data = EXIT_RECORD.unpack(record)
+        what = self._exits.get((reason, key, data))
+        if what is None:
+            if len(self._exits) >= MOST_REMEMBERED:
+                self._exits.clear()
+            what = self._exits[reason, key, data] = _what(name_of(reason), told_of(reason, key, data))
+        return start, self._span(index, what, start, end - start)
+
+    def step_or_run(self, event: Event | bytes) -> tuple[int, str]:
+        """Return when a step, or the KVM_RUN before an exit, began, and its line."""
+        if isinstance(event, bytes):
+            index, _, start, end, *_ = EXIT_RECORD.unpack(event)
+            return start, self._span(index, _RUN, start, end - start)
+        what = _what(event.name, event.told)
+        if event.took is not None:
+            return event.start, self._span(event.track, what, event.start, event.took)
+        return event.start, f'{{"ph":"i","s":"t",{self._place(event.track, event.start)},{what}}},'
+
+    def gap(self, when: int, dropped: int) -> str:
+        """Return the line that says where something is left out."""
+        what = _what(f"{dropped} events before this are left out", "")
+        return f'{{"ph":"i","s":"g","pid":{_PID},"tid":0,"ts":{_microseconds(when - self._origin)},{what}}},'
+
+    def _span(self, track: int, what: str, start: int, took: int) -> str:
+        return f'{{"ph":"X",{self._place(track, start)},"dur":{_microseconds(took)},{what}}},'
+
+    def _place(self, track: int, when: int) -> str:
+        return f'"pid":{_PID},"tid":{_tid(track)},"ts":{_microseconds(when - self._origin)}'
+
+
+def _what(name: str, told: str) -> str:
+    return f'"name":"{name}","args":{{"what":"{told}"}}' if told else f'"name":"{name}"'
+
+
+def _head(track: int, kind: str, /, **args: object) -> str:
+    from json import dumps
+
+    return dumps({"ph": "M", "pid": _PID, "tid": _tid(track), "name": kind, "args": args}) + ","
+
+
+def _microseconds(ns: int) -> str:
+    return f"{ns // 1000}.{ns % 1000:03}"
+
+
+def _tid(track: int) -> int:
+    """Return the number of a track in the file; those of real threads are away from those of vCPUs."""
+    return track + 1 if track >= 0 else 1_000_000 - track
+
+
+def _start(event: Event | bytes) -> int:
+    return event.start if isinstance(event, Event) else START.unpack_from(event)[0]
+
+
+def _exit_start(record: bytes) -> int:
+    when: int = EXIT_RECORD.unpack(record)[3]
+    return when
+
+
+_PID = _tid(-os.getpid())
+_RUN = _what(RUN, "")

@@ -59,7 +59,7 @@ OPTIONS = (
     Option("--stats", "at the end, say how many exits there were, of which kind, and how long they took"),
     Option("--trace", "write a timeline of the vCPUs, for Perfetto or chrome://tracing", "FILE"),
     Option("--explain", "say, step by step, what happens in the life of each vCPU"),
-    Option("--top", "show exits per second on the terminal that standard error is"),
+    Option("--top", "show exits per second at the bottom of the terminal that standard error is"),
     KVM_OPTION,
 )
 
@@ -68,20 +68,21 @@ def run(options: SimpleNamespace) -> int:
     """Boot, wait for the end, put everything back, and return the exit status."""
     job = Job(options)
     try:
-        outcome = job.boot()
-        while options.reboot and outcome.reason == "reset":
+        try:
             outcome = job.boot()
+            while options.reboot and outcome.reason == "reset":
+                outcome = job.boot()
+        finally:
+            whole = job.close()
     except OutputError as error:
         return complain(error, USAGE)
     except Signalled as death:
         if death.number == signal.SIGINT:
             return INTERRUPTED
         die_of(death.number)
-    finally:
-        job.close()
     for line in outcome.report.splitlines():
         say(line)
-    return outcome.status
+    return outcome.status if whole else USAGE
 
 
 class Job:
@@ -101,6 +102,7 @@ class Job:
             raise ConfigError(f"{options.image}: {error.strerror}") from None
         self._initrd: Sequence[tuple[str, bytes]] = ()
         self._disks: Disks | None = None
+        self._watch: Watch | None = None
         if options.initrd is not None or options.disk:
             from .files import Disks, read_initrd
 
@@ -117,22 +119,26 @@ class Job:
             console.close()
 
     def _boot(self, console: Input) -> Outcome:
-        output, watch, options = Output(), None, self._options
-        if options.stats or options.trace is not None or options.explain or options.top:
+        options = self._options
+        if self._watch is None and (options.stats or options.trace is not None or options.explain or options.top):
             from .watch import Watch
 
-            watch = Watch(options)
+            self._watch = Watch(options)
+        output = Output()
         try:
-            return self._run_machine(console, output, watch)
+            return self._run_machine(console, output, self._watch)
         finally:
-            if watch is not None:
-                watch.close()
-            output.close()
+            try:
+                output.close()
+            finally:
+                if self._watch is not None:
+                    self._watch.report()
 
     def _run_machine(self, console: Input, output: Output, watch: Watch | None) -> Outcome:
         from ..machine import Machine
 
         options = self._options
+        path = options.kvm or default_kvm()
         with Machine(
             self._memory,
             options.smp,
@@ -141,7 +147,7 @@ class Job:
             output=output.write,
             on_listen=lambda: console.start(machine.com1),
             warn=say,
-            kvm=options.kvm or default_kvm(),
+            kvm=path if watch is None else watch.open_kvm(path),
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
             console.on_quit = lambda: _quit(machine, output)
@@ -173,10 +179,11 @@ class Job:
 
             machine.board.add_virtio(VirtioRng())
 
-    def close(self) -> None:
-        """Close the disks."""
+    def close(self) -> bool:
+        """Close the disks, write the timeline; False when that is not possible."""
         if self._disks is not None:
             self._disks.close()
+        return self._watch is None or self._watch.close()
 
 
 def _quit(machine: Machine, output: Output) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..kvm.errors import KvmError
-from ..vcpu.observe import BY_ADDRESS, Stats, access_of, name_of
+from ..vcpu.observe import BY_ADDRESS, FINE, SHIFT, Stats, access_of, name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Iterator
 
+    from ..kvm.vcpu import VcpuFd
+    from ..kvm.vm import VmFd
     from ..machine import Machine
     from ..vcpu.observe import Kind
 
@@ -19,15 +21,20 @@ HEAD = f"{'vCPU':<5}{'exit':<16}{'count':>10}{'share':>8}{'median':>12}{'p99':>1
 
 def table(stats: Stats) -> Iterator[str]:
     """Yield the lines of the table: a line per vCPU and exit reason, the most frequent first."""
-    yield HEAD
+    yield HEAD if any(kind.times.count for kinds in stats.kinds for kind in list(kinds.values())) else "no exits"
     for index, kinds in enumerate(stats.kinds):
-        counted = [(kind.times.count, reason, kind) for reason, kind in kinds.items() if kind.times.count]
+        counted = [(kind.times.count, reason, kind) for reason, kind in list(kinds.items())]
+        counted = [row for row in counted if row[0]]
         total = sum(count for count, _, _ in counted)
         for count, reason, kind in sorted(counted, key=lambda row: (-row[0], row[1])):
-            times = (f"{kind.times.percentile(share) / 1000:.1f} us" for share in (0.5, 0.99))
-            median, p99 = times
+            median, p99 = (_time(kind.times.percentile(share)) for share in (0.5, 0.99))
             line = f"{index:<5}{name_of(reason):<16}{count:>10}{count / total:>8.1%}{median:>12}{p99:>12}  "
             yield (line + _busiest(reason, kind)).rstrip()
+
+
+def _time(ns: int) -> str:
+    """Return a bucket's upper end in microseconds; coarse ones say that the time was less."""
+    return f"{'<' if ns > FINE << SHIFT else ''}{ns / 1000:.1f} us"
 
 
 def _busiest(reason: int, kind: Kind) -> str:
@@ -38,16 +45,20 @@ def _busiest(reason: int, kind: Kind) -> str:
 
 
 def of_kvm(machine: Machine) -> Iterator[str]:
-    """Yield what KVM itself has counted, a line per vCPU with all that is not zero; nothing where it does not tell."""
+    """Yield what KVM itself has counted: all that is not zero, of the machine and of each vCPU, where it tells."""
     if not machine.kvm.check_extension(KVM_CAP_BINARY_STATS_FD):
         return
+    yield from _counted("machine", machine.vm)
     for vcpu in machine.vcpus:
-        if not vcpu.created:
-            continue
-        try:
-            with vcpu.fd.get_stats_fd() as counters:
-                values = counters.read()
-        except KvmError:
-            continue  # a vCPU that has just gone
-        told = (f"{name} {value}" for name, value in sorted(values.items()) if isinstance(value, int) and value)
-        yield f"vCPU {vcpu.index}, counted by KVM: {', '.join(told)}"
+        if vcpu.created:
+            yield from _counted(f"vCPU {vcpu.index}", vcpu.fd)
+
+
+def _counted(whose: str, fd: VmFd | VcpuFd) -> Iterator[str]:
+    try:
+        with fd.get_stats_fd() as counters:
+            values = counters.read()
+    except KvmError:
+        return  # a vCPU that has just gone
+    told = (f"{name} {value}" for name, value in sorted(values.items()) if isinstance(value, int) and value)
+    yield f"{whose}, counted by KVM: {', '.join(told) or 'nothing'}"

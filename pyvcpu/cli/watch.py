@@ -7,52 +7,72 @@ from queue import SimpleQueue
 
 from ..errors import ConfigError
 from ..vcpu.observe import Stats
-from . import say
+from . import complain, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Callable
     from types import SimpleNamespace
     from typing import TextIO
 
+    from ..kvm import Kvm
     from ..machine import Machine
-    from ..trace import Event, Timeline
+    from ..trace import Timeline, Trace
     from .top import Top
+
+GRACE = 1.0  # seconds that vCPUs have to stop before they are counted
 
 
 class Watch:
-    """What the options ask to see of one machine. For the main thread: begin(), then end(), then close()."""
+    """What the options ask to see. For the main thread.
+
+    For each machine open_kvm(), begin(), end(), and report() when it is closed; close() after the last.
+    """
 
     def __init__(self, options: SimpleNamespace) -> None:
         self._stats = bool(options.stats)
         self._timeline: Timeline | None = None
         self._file: TextIO | None = None
         self._teller: Teller | None = None
+        self._trace: Trace | None = None
         self._top: Top | None = None
-        listeners: list[Callable[[Event], object]] = []
-        if options.trace is not None:
-            from ..trace import Timeline
+        self._kvm: Kvm | None = None
+        self._lines: list[str] = []
+        if options.trace is not None or options.explain:
+            self._trace = self._new_trace(options)
+        self._observer = self._trace or Stats()
+        if options.top:
+            from .top import Top
 
+            self._top = Top(self._observer)
+
+    def _new_trace(self, options: SimpleNamespace) -> Trace:
+        from ..trace import Timeline, Trace
+
+        explain = None
+        if options.trace is not None:
             self._timeline = Timeline()
-            listeners.append(self._timeline)
             try:
                 self._file = open(options.trace, "w", encoding="utf-8")  # noqa: SIM115  # closed in close()
             except OSError as error:
                 raise ConfigError(f"--trace {options.trace}: {error.strerror}") from None
         if options.explain:
-            from ..trace import Explain
+            from ..explain import Explain
 
             self._teller = Teller()
-            listeners.append(Explain(self._teller.tell))
-        self._observer = Stats()
-        if listeners:
-            from ..trace import Trace
+            explain = Explain(self._teller.tell)
+        return Trace(self._timeline, explain)
 
-            self._observer = Trace(*listeners)
-        if options.top:
-            from .top import Top
+    def open_kvm(self, path: str) -> str | Kvm:
+        """Return what Machine gets as `kvm`: where ioctls are traced, one that shows them from the first on."""
+        if self._trace is None:
+            return path
+        from ..kvm import Kvm
+        from ..kvm.kernel import Kernel
 
-            self._top = Top(self._observer)
+        kernel = Kernel()
+        self._trace.see_ioctls(kernel)
+        self._kvm = Kvm(path, kernel)
+        return self._kvm
 
     def begin(self, machine: Machine) -> None:
         """See what `machine` does from now on; before its start."""
@@ -61,38 +81,50 @@ class Watch:
             self._top.start()
 
     def end(self, machine: Machine) -> None:
-        """Print the statistics, while there are still vCPUs to ask."""
+        """Take the statistics, while there are still vCPUs to ask."""
         if self._top is not None:
             self._top.close()
         if self._stats:
             from .stats import of_kvm, table
 
-            for lines in (table(self._observer), of_kvm(machine)):
-                for line in lines:
-                    say(line)
+            machine.pause(GRACE)  # after a Ctrl-C they still run
+            self._lines = [*table(self._observer), *of_kvm(machine)]
 
-    def close(self) -> None:
-        """Write the timeline and tell the rest; the machine is closed."""
+    def report(self) -> None:
+        """Print the statistics, below what is told of the machine's end."""
+        if self._kvm is not None:
+            self._kvm.close()
+        if self._teller is not None:
+            self._teller.flush()
+        for line in self._lines:
+            say(line)
+        self._lines = []
+
+    def close(self) -> bool:
+        """Write the timeline; False when that is not possible, which is said."""
         if self._top is not None:
             self._top.close()
         if self._teller is not None:
             self._teller.close()
         if self._file is None or self._timeline is None:
-            return
+            return True
         try:
             with self._file as file:
                 file.writelines(f"{line}\n" for line in self._timeline.lines())
         except OSError as error:
-            raise ConfigError(f"--trace {self._file.name}: {error.strerror}") from None
+            complain(f"--trace {self._file.name}: {error.strerror}", 0)
+            return False
         if self._timeline.dropped:
-            say(f"the timeline is full: {self._timeline.dropped} later events are not in it")
+            kept = f"the timeline has the first and the last {self._timeline.half} events"
+            say(f"{kept}; {self._timeline.dropped} between them are left out")
+        return True
 
 
 class Teller:
     """Says lines on a thread of its own: those who tell must not wait for whoever reads standard error."""
 
     def __init__(self) -> None:
-        self._lines: SimpleQueue[str] = SimpleQueue()  # an empty one is the end
+        self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()  # an empty one is the end
         self.tell = self._lines.put
         self._thread = threading.Thread(target=self._say, name="explain", daemon=True)
         self._thread.start()
@@ -102,7 +134,16 @@ class Teller:
 
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
         while line := self._lines.get():
-            say(line)
+            if isinstance(line, threading.Event):
+                line.set()
+            else:
+                say(line)
+
+    def flush(self) -> None:
+        """Wait until all is said that was told."""
+        said = threading.Event()
+        self._lines.put(said)
+        said.wait()
 
     def close(self) -> None:
         """Say what is left."""

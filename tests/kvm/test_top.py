@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -16,39 +18,118 @@ from tests.threads import until
 pytestmark = pytest.mark.kvm
 
 TMUX = shutil.which("tmux")
+LOOP = bytes.fromhex("e650 ebfc")  # 1: out %al,$0x50; jmp 1b
+SAY_A = bytes.fromhex("b041 e6e9")  # mov $'A',%al; out %al,$0xe9
+
+
+class Terminal:
+    """A tmux server of our own, with one command in it."""
+
+    def __init__(self, socket: Path) -> None:
+        self._tmux = [str(TMUX), "-S", str(socket), "-f", "/dev/null"]
+
+    def __call__(self, *arguments: str) -> str:
+        """Give tmux a command and return what it says."""
+        return subprocess.run([*self._tmux, *arguments], check=True, capture_output=True, text=True).stdout
+
+    def boot(self, *arguments: object) -> None:
+        """Boot with --top, then print the exit status, and wait."""
+        boots = shlex.join(command("boot", *arguments, "--top"))
+        shell = f"trap : INT; cd {ROOT}; echo before; PYVCPU_KVM={DEVICE} {boots}; echo status $?; cat"
+        self("new-session", "-d", "-x", "100", "-y", "20", "sh", "-c", shell)
+
+    @property
+    def lines(self) -> list[str]:
+        """What is on the screen."""
+        return self("capture-pane", "-p").splitlines()
+
+    @property
+    def picture(self) -> list[list[str]]:
+        """The words of the picture's lines, none before there is one."""
+        lines = self.lines
+        heads = [at for at, line in enumerate(lines) if line.startswith("exits/s")]
+        return [line.split() for line in lines[heads[-1] :]] if heads else []
+
+    def kill(self) -> None:
+        subprocess.run([*self._tmux, "kill-server"], check=False, capture_output=True)
 
 
 @pytest.fixture
-def tmux(tmp_path: Path) -> Iterator[list[str]]:
-    """Give the command line of a tmux server of our own."""
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
     if TMUX is None:
         pytest.skip("tmux is not installed")
-    line = [TMUX, "-S", str(tmp_path / "socket"), "-f", "/dev/null"]
-    yield line
-    subprocess.run([*line, "kill-server"], check=False, capture_output=True)
+    made = Terminal(tmp_path / "socket")
+    yield made
+    made.kill()
 
 
-def test_rates_are_drawn_and_the_screen_is_put_back(tmux: list[str], tmp_path: Path) -> None:
-    image = tmp_path / "loop.bin"
-    image.write_bytes(bytes.fromhex("e650 ebfc"))  # 1: out %al,$0x50; jmp 1b
-    boots = shlex.join(command("boot", image, "--smp", 2, "--top"))
-    shell = f"trap : INT; cd {ROOT}; PYVCPU_KVM={DEVICE} {boots}; echo status $?; cat"
-    subprocess.run([*tmux, "new-session", "-d", "-x", "100", "-y", "20", "sh", "-c", shell], check=True)
+def image(tmp_path: Path, code: bytes) -> Path:
+    path = tmp_path / "image.bin"
+    path.write_bytes(code)
+    return path
 
-    def screen() -> str:
-        return subprocess.run([*tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True).stdout
 
-    until(lambda: "vCPU 1" in screen())
-    lines = screen().splitlines()
-    assert lines[0].split() == ["exits/s", "IO", "all"]
-    assert [line.split()[0] for line in lines[1:4]] == ["all", "vCPU", "vCPU"]
-    assert int(lines[1].split()[-1]) > 0
-    subprocess.run([*tmux, "send-keys", "C-c"], check=True)
-    until(lambda: "status 130" in screen())
-    assert "exits/s" not in screen()
+def test_rates_are_drawn_below_what_the_guest_says_and_the_screen_is_put_back(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    terminal.boot(image(tmp_path, SAY_A + LOOP), "--smp", 2)
+    until(lambda: len(terminal.picture) == 4)
+    lines, picture = terminal.lines, terminal.picture
+    assert lines[:2] == ["before", "AA"]
+    assert len(lines) == 20
+    assert [row[:2] for row in picture] == [["exits/s", "all"], ["all", picture[1][1]], ["vCPU", "0"], ["vCPU", "1"]]
+    assert picture[0][2:] == ["IO"]
+    until(lambda: int(terminal.picture[1][1]) > 0)
+    terminal("send-keys", "C-c")
+    until(lambda: "status 130" in "".join(terminal.lines))
+    assert terminal.lines[0] == "before"
+    assert terminal.lines[1].startswith("AA")
+    assert not terminal.picture
+
+
+def test_the_picture_follows_the_size_of_the_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.boot(image(tmp_path, LOOP), "--smp", 12)
+    until(lambda: len(terminal.picture) == 10)  # half of the screen
+    assert terminal.picture[-1] == ["and", "5", "vCPUs", "more"]
+    terminal("resize-window", "-x", "100", "-y", "40")
+    until(lambda: len(terminal.picture) == 14 and len(terminal.lines) == 40)
+    terminal("resize-window", "-x", "12", "-y", "3")
+    until(lambda: terminal.picture == [["exits/s"]])
+    terminal("resize-window", "-x", "100", "-y", "20")
+    until(lambda: terminal.picture and terminal.picture[-1] == ["and", "5", "vCPUs", "more"])
+    terminal("send-keys", "C-c")
+    until(lambda: "status 130" in "".join(terminal.lines))
+
+
+def test_other_lines_are_not_mixed_with_it(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.boot(image(tmp_path, LOOP), "--explain", "--stats", "--trace", tmp_path / "trace.json")
+    until(lambda: len(terminal.picture) == 3)
+    assert any("exit IO out 0x50" in line for line in terminal.lines)
+    terminal("send-keys", "C-c")
+    until(lambda: "status 130" in "".join(terminal.lines))
+    assert any("counted by KVM" in line for line in terminal.lines)
+    assert (tmp_path / "trace.json").stat().st_size > 0
 
 
 def test_without_a_terminal_it_is_said() -> None:
     done = boot(IMAGES / "hello.bin", "--top")
     assert done.returncode == 2
     assert b"must be a terminal" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [("no-such-terminal", b"does not know this terminal"), ("dumb", b"cannot draw"), ("", b"is TERM right?")],
+)
+def test_a_terminal_that_cannot_is_said(term: str, words: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    ours, its = pty.openpty()
+    try:
+        done = boot(IMAGES / "hello.bin", "--top", stderr=its)
+        assert (done.returncode, done.stdout) == (2, b"")
+        said = os.read(ours, 4096)
+        assert words in said
+        assert said.count(b"\n") == 1
+    finally:
+        os.close(ours)
+        os.close(its)

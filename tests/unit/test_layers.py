@@ -33,6 +33,7 @@ LAYERS = {
     "pyvcpu.snapshot": 4,
     "pyvcpu.gdb": 4,
     "pyvcpu.trace": 4,
+    "pyvcpu.explain": 4,
     "pyvcpu.cli": 5,
     "pyvcpu.__main__": 5,
 }
