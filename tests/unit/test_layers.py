@@ -29,6 +29,7 @@ LAYERS = {
     "pyvcpu.devices": 3,
     "pyvcpu.board": 4,
     "pyvcpu.machine": 4,
+    "pyvcpu.running": 4,
     "pyvcpu.iothread": 4,
     "pyvcpu.snapshot": 4,
     "pyvcpu.gdb": 4,
