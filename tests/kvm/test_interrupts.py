@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyvcpu import Machine, Outcome
+from pyvcpu import ConfigError, Machine, Outcome
 from pyvcpu.exits import ExitEvent, Other, PortIn, PortOut
 from pyvcpu.kvm.abi.exits import Exit
 from tests.kvm.support import DEVICE, GUESTS, boot, record
@@ -196,3 +196,15 @@ def test_command_with_input(irqchip: str) -> None:
     text = bytes(range(32, 127)) * 40
     done = boot(GUESTS / "irq_serial.bin", "--irqchip", irqchip, input=text + CTRL_D)
     assert (done.stdout, done.stderr) == (text, b"")
+
+
+@pytest.mark.parametrize("gsi", [-1, 24])
+@pytest.mark.parametrize("irqchip", ["none", *KINDS])
+def test_a_line_that_there_is_not_is_refused(irqchip: str, gsi: int) -> None:
+    with Machine("2M", irqchip=irqchip, kvm=DEVICE) as made:
+        made.load(b"\xf4")
+        made.start()
+        with pytest.raises(ConfigError, match=f"an interrupt line must be from 0 to 23, not {gsi}"):
+            made.set_line(gsi, True)
+        made.set_line(23, True)
+        made.set_line(23, False)
