@@ -196,8 +196,9 @@ def _run(machine: Machine, signals: Signals, output: Output, timeout: float | No
     """Do what Machine.run() does; a reader of our output that does not read cannot hold up the end."""
     end = None if timeout is None else monotonic() + timeout
     machine.start()
-    gc.freeze()  # what is there by now stays
-    gc.enable()
+    if not gc.isenabled():  # in the command, before the first boot (see __main__.py)
+        gc.freeze()  # modules stay
+        gc.enable()
     try:
         with signals:
             machine.resume()
