@@ -43,6 +43,7 @@ FCR_ENABLE = 0x01
 FCR_CLEAR_RCVR = 0x02
 FCR_TRIGGERS = (1, 4, 8, 14)  # by bits 7-6
 FIFO_SIZE = 16
+WORTH_WAKING = FIFO_SIZE // 2  # room in the FIFO for which wait_room() ends: waking a thread costs several characters
 
 LCR_DLAB = 0x80
 
@@ -207,13 +208,13 @@ class Serial:
         return taken
 
     def wait_room(self, timeout: float | None = None) -> bool:
-        """Wait until the receiver has room, at most `timeout` seconds; return whether it has.
+        """Wait until the receiver has room, half its FIFO or more, at most `timeout` seconds; return whether it has.
 
         It returns False at once when the port is closed, and when that happens during the wait.
         """
         with self._lock:
-            self._room.wait_for(lambda: self._closed or self._free(), timeout)
-            return bool(self._free())
+            self._room.wait_for(lambda: self._closed or self._has_room(), timeout)
+            return self._has_room()
 
     def close(self) -> None:
         """Take no more input, and wake all who wait for room. The guest's side goes on working."""
@@ -236,8 +237,11 @@ class Serial:
             return 0
         return (FIFO_SIZE if self._fifo_enabled else 1) - len(self._fifo)
 
+    def _has_room(self) -> bool:
+        return self._free() >= (WORTH_WAKING if self._fifo_enabled else 1)
+
     def _tell_room(self) -> None:
-        if self._free():
+        if self._has_room():
             self._room.notify_all()
 
     def _read_rbr(self) -> int:

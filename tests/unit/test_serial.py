@@ -494,20 +494,33 @@ def test_wait_room_returns_at_once_when_there_is_room(port: Port) -> None:
 
 
 @pytest.mark.parametrize(
-    "access",
-    [(RBR, None), (FCR, 0x00), (FCR, 0x03)],
-    ids=["read", "leave FIFO mode", "clear"],
+    "accesses",
+    [[(RBR, None)] * 8, [(FCR, 0x00)], [(FCR, 0x03)]],
+    ids=["read half of the FIFO", "leave FIFO mode", "clear"],
 )
-def test_wait_room_is_woken_by_the_guest(port: Port, access: tuple[int, int | None]) -> None:
+def test_wait_room_is_woken_by_the_guest(port: Port, accesses: list[tuple[int, int | None]]) -> None:
     port.outb(FCR, 0x01)
     assert port.uart.receive(bytes(16)) == 16
     waiter = Waiter(port.uart)
-    register, value = access
-    if value is None:
-        port.inb(register)
-    else:
-        port.outb(register, value)
+    for register, value in accesses:
+        if value is None:
+            port.inb(register)
+        else:
+            port.outb(register, value)
     assert waiter.result() is True
+
+
+def test_wait_room_waits_for_half_of_the_fifo(port: Port) -> None:
+    """Less is not worth waking a thread for; what there is room for can be put there all the same."""
+    port.outb(FCR, 0x01)
+    port.uart.receive(bytes(16))
+    for _ in range(7):
+        port.inb(RBR)
+        assert not port.uart.wait_room(0)
+    assert port.uart.receive(bytes(16)) == 7
+    for _ in range(8):
+        port.inb(RBR)
+    assert port.uart.wait_room(0)
 
 
 def test_wait_room_is_woken_when_loopback_ends(port: Port) -> None:
