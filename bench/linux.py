@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.amd.linux import INITRD, KERNEL, cpu_option
+from tests.amd.linux import INITRD, KERNEL
 from tools.rig.image import install_qemu
 from tools.rig.run import run
 
@@ -53,15 +53,15 @@ def copy_qemu(folder: Path) -> None:
         shutil.copy(found[0], folder)
 
 
-def commands(append: str, cpu: str) -> dict[str, list[str]]:
+def commands(append: str) -> dict[str, list[str]]:
     """Return the command lines to compare; ours is the first."""
     ours = [sys.executable, "-m", "pyvcpu", "boot", KERNEL, "--initrd", INITRD, "--smp", "4", "--memory", "256M"]
     theirs = [str(ADDED / LOADER), "--library-path", str(ADDED), str(ADDED / QEMU), "-L", str(ADDED)]
-    theirs += ["-accel", "kvm", "-cpu", cpu, "-smp", "4", "-m", "256M", "-nodefaults", "-no-user-config"]
+    theirs += ["-accel", "kvm", "-cpu", "host", "-smp", "4", "-m", "256M", "-nodefaults", "-no-user-config"]
     theirs += ["-display", "none", "-serial", "stdio", "-no-reboot"]
     theirs += ["-kernel", KERNEL, "-initrd", INITRD, "-append", append]
     return {
-        "pyvcpu": [*ours, "--cpu", cpu, "--append", append],
+        "pyvcpu": [*ours, "--cpu", "host", "--append", append],
         "qemu -M microvm": [*theirs, "-M", "microvm"],
         "qemu -M pc": [*theirs, "-M", "pc"],
     }
@@ -91,7 +91,7 @@ def boot(command: list[str], until: bytes) -> tuple[float, bytes]:
 
 def compare(rounds: int, append: str) -> None:
     """Measure in turn, and print the table."""
-    lines = commands(append, cpu_option())
+    lines = commands(append)
     times: dict[str, list[float]] = {name: [] for name in lines}
     for _ in range(rounds):
         for name, line in lines.items():
@@ -107,7 +107,7 @@ def compare(rounds: int, append: str) -> None:
 def compare_messages() -> int:
     """Print what each kernel complains of; return 1 when ours has a line that no other has."""
     complaints = {}
-    for name, line in commands(COMPLAINING, cpu_option()).items():
+    for name, line in commands(COMPLAINING).items():
         said = boot(line, EXIT)[1].decode("latin-1")
         # Numbers differ from boot to boot.
         complaints[name] = [re.sub(r"0x[0-9a-f]+|\d+", "#", message) for message in KERNEL_LINE.findall(said)]
