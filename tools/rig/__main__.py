@@ -24,10 +24,13 @@ TIMEOUT = 300  # seconds for one test
 PYTEST = f"python3 -m pytest -p no:cacheprovider -o timeout={TIMEOUT} --durations=10"
 SILENCE = 660.0  # seconds after which the rig itself hangs: a test that does has been ended before, at most after 600
 TRIES = 2
-# With shadow paging, only where guest memory or KVM itself is the subject: all of it twice would take too long.
+# Not there: what has nothing to do with the kind of KVM (arguments, terminals, words).
+ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
+# With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
+SHADOW = ("api", "test_boot.py", "test_examples.py", "test_exits.py", "test_interrupts.py", "test_loaders.py")
 TESTS = {
-    "nested": "tests/kvm tests/amd",
-    "shadow": "tests/amd tests/kvm/api tests/kvm/test_boot.py tests/kvm/test_loaders.py tests/kvm/test_examples.py",
+    "nested": ["tests/amd", "tests/kvm", *(f"--ignore=tests/kvm/test_{name}.py" for name in ELSEWHERE)],
+    "shadow": ["tests/amd", *(f"tests/kvm/{name}" for name in SHADOW), "--deselect=tests/kvm/api/test_wild.py"],
 }
 TEST_TIMEOUT = 1800.0  # seconds for one kind of paging, on a machine that has other work, too
 
@@ -94,7 +97,7 @@ def hand_on(name: str, lines: BinaryIO) -> None:
 
 def run_kind(mmu: str, arguments: list[str], timeout: float) -> int:
     """Run the tests with one kind of paging; return 0 or 1. A rig that dies has a second try, a failed test has not."""
-    command = f"{PYTEST} {shlex.join(arguments)} {TESTS[mmu]}"
+    command = f"{PYTEST} {shlex.join([*arguments, *TESTS[mmu]])}"
     say(f"kvm_amd with {mmu} paging")
     started = time.monotonic()
     for _ in range(TRIES):
