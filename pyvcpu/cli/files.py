@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from ..boot.multiboot import split_modules
 from ..devices.virtio_blk import DiskFile, VirtioBlk
@@ -23,6 +24,8 @@ def read_initrd(text: str | None, limit: int) -> list[tuple[str, bytes]]:
     if text is None:
         return []
     modules = [(text, text)] if os.path.exists(text) else split_modules(text)
+    if not modules:
+        raise ConfigError(f"--initrd takes a file, not {text!r}")
     return [(line, _read(path, limit)) for path, line in modules]
 
 
@@ -48,10 +51,13 @@ class Disks:
 
     def _open(self, text: str) -> None:
         path, comma, option = text.rpartition(",") if not os.path.exists(text) and "," in text else (text, "", "")
-        if comma and option not in ("ro", "rw"):
+        if not path or (comma and option not in ("ro", "rw")):
             raise ConfigError(f"--disk takes FILE or FILE,ro, not {text!r}")
         readonly = option == "ro"
         try:
+            kind = os.stat(path).st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+                raise ConfigError(f"--disk {path}: a disk is a file or a block device, and this is neither")
             fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as error:
             hint = "; add ,ro to only read it" if isinstance(error, PermissionError) and not readonly else ""

@@ -2,6 +2,9 @@
 
 Source: National Semiconductor PC16550D data sheet (June 1995), section 8. Where a real line takes time, this
 one does not: the transmitter is always empty, and the receiver's character timeout has always run out.
+
+But time it takes between one FIFO and the next. Drivers (Linux's is one) stay in their interrupt handler for as long as
+there is something to do, with interrupts disabled: on a line that is never busy, until all has been sent and received.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ FCR_ENABLE = 0x01
 FCR_CLEAR_RCVR = 0x02
 FCR_TRIGGERS = (1, 4, 8, 14)  # by bits 7-6
 FIFO_SIZE = 16
+GAP = 0.001  # seconds after which more input comes for a guest that has not looked whether there is more
 
 LCR_DLAB = 0x80
 
@@ -79,9 +83,11 @@ class Serial:
     RBR or LSR, or enables the receive interrupt.
 
     The host's input goes in through `receive` and `wait_room`. All that a FIFO has room for arrives at once,
-    faster than on any line. So that a handler which reads one character for each interrupt, from an
-    edge-triggered interrupt controller, still sees an edge for each, the line falls and rises again when RBR
-    is read and more data is left.
+    faster than on any line; with the receive interrupt enabled, what comes next comes when IIR has said that nothing
+    is to be done. It says so, once, when the guest has filled the transmitter's FIFO; the interrupt comes after that.
+
+    So that a handler which reads one character for each interrupt, from an edge-triggered interrupt controller, still
+    sees an edge for each, the line falls and rises again when RBR is read and more data is left.
 
     Threads: every method may be called in any thread. `_lock` guards all state; **no callable is called while
     it is held**, so each may call back in, block, or wait for another thread.
@@ -120,6 +126,8 @@ class Serial:
         self._trigger = 1
         self._overrun = 0  # LSR_OE or 0
         self._thr_emptied = True  # a THRE interrupt is due
+        self._sent = 0  # characters since the last one was enabled or shown
+        self._found_empty = True  # the guest has looked, and found no more input
         self._line = False  # the level that set_irq got last
         self._dip = False  # the line must fall, or have fallen, before it is high again
         self._driving = False  # a thread is in set_irq
@@ -169,6 +177,8 @@ class Serial:
             loop = self._mcr & MCR_LOOP
             if loop:
                 self._receive_looped_back(value)
+            else:
+                self._sent += 1
             # The interrupt ends, and comes again when the character has left: at once.
             self._dip |= self._pending() == IIR_THRI
             due = self._line_due()
@@ -201,19 +211,23 @@ class Serial:
         with self._lock:
             taken = min(len(data), self._free())
             self._fifo += data[:taken]
+            self._found_empty = self._found_empty and not taken
             due = self._line_due()
         if due:
             self._drive_line()
         return taken
 
     def wait_room(self, timeout: float | None = None) -> bool:
-        """Wait until the receiver has room, at most `timeout` seconds; return whether it has.
+        """Wait until the receiver is empty, at most `timeout` seconds; return whether it is.
 
-        It returns False at once when the port is closed, and when that happens during the wait.
+        If the guest's handler does not look for more then, that is after GAP. It returns False at once when the port is
+        closed, and when that happens during the wait.
         """
         with self._lock:
-            self._room.wait_for(lambda: self._closed or self._free(), timeout)
-            return bool(self._free())
+            self._room.wait_for(lambda: self._closed or self._is_empty(), timeout)
+            gap = GAP if timeout is None else min(GAP, timeout)
+            self._room.wait_for(lambda: self._closed or self._found_empty, gap)
+            return self._is_empty()
 
     def close(self) -> None:
         """Take no more input, and wake all who wait for room. The guest's side goes on working."""
@@ -236,8 +250,11 @@ class Serial:
             return 0
         return (FIFO_SIZE if self._fifo_enabled else 1) - len(self._fifo)
 
+    def _is_empty(self) -> bool:
+        return not self._fifo and self._free() > 0
+
     def _tell_room(self) -> None:
-        if self._free():
+        if self._is_empty():
             self._room.notify_all()
 
     def _read_rbr(self) -> int:
@@ -246,6 +263,7 @@ class Serial:
         if not self._fifo:
             return 0
         value = self._fifo.pop(0)
+        self._found_empty = not self._fifo and not self._ier & IER_RDI  # no handler to stay in
         self._tell_room()
         self._dip |= self._pending() in (IIR_RDI, IIR_TIMEOUT)
         return value
@@ -256,7 +274,15 @@ class Serial:
     def _read_iir(self) -> int:
         pending = self._pending()
         if pending == IIR_THRI:
-            self._thr_emptied = False
+            if self._fifo_enabled and self._sent >= FIFO_SIZE:
+                pending = IIR_NO_INT  # it has been sent a moment later
+                self._dip = True
+            else:
+                self._thr_emptied = False
+            self._sent = 0
+        if pending == IIR_NO_INT and not self._fifo:
+            self._found_empty = True
+            self._tell_room()
         return pending | (IIR_FIFO if self._fifo_enabled else 0)
 
     def _read_lcr(self) -> int:
@@ -283,6 +309,7 @@ class Serial:
             return
         if value & ~self._ier & IER_THRI:
             self._thr_emptied = True  # enabling the interrupt of an empty register raises it
+            self._sent = 0
         self._ier = value & (IER_RDI | IER_THRI | IER_RLSI | IER_MSI)
 
     def _write_fcr(self, value: int) -> None:

@@ -61,15 +61,15 @@ class DiskFile:
     """The open file or block device `fd` as a disk; whoever opened it closes it.
 
     It is locked (flock) while `fd` is open: several machines may read a disk, or one may write it. Raise ConfigError
-    when another machine has it, or its size cannot be a disk's.
+    when it is in use already, or its size cannot be a disk's.
     """
 
     def __init__(self, fd: int, name: str, *, readonly: bool = False) -> None:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            hint = "" if readonly else "; several machines may use it with ,ro"
-            raise ConfigError(f"{name} is in use as another machine's disk{hint}") from None
+            hint = "" if readonly else "; it can be used more than once with ,ro"
+            raise ConfigError(f"{name} is in use as a disk already{hint}") from None
         self._fd = fd
         self.readonly = readonly
         self.size = os.lseek(fd, 0, os.SEEK_END)  # stat() knows no size of block devices

@@ -111,7 +111,7 @@ def state_of(vcpu: Vcpu) -> State:
 
 # The command.
 
-LONG = 60.0  # seconds after which a process hangs
+LONG = 240.0 if os.environ.get("PYVCPU_HOST") else 60.0  # seconds after which a process hangs; an emulated host is slow
 
 
 def command(*arguments: object) -> list[str]:

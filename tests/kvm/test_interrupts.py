@@ -64,9 +64,9 @@ def run(guest: str, irqchip: str, smp: int = 1) -> tuple[Outcome, bytes]:
 # Timers.
 
 
-@pytest.mark.parametrize("guest", ["pic", "pit"])
+@pytest.mark.parametrize("guest", ["pic", "pit", "multiboot_pit"])
 def test_the_interval_timer(guest: str) -> None:
-    """Ten ticks: in real mode through the PICs, in long mode through the IOAPIC."""
+    """Ten ticks: in real mode through the PICs, in long mode and for a Multiboot guest through the IOAPIC."""
     outcome, said = run(guest, "kernel")
     assert (outcome.reason, outcome.status, said) == ("exit", ended(10), b"t" * 10)
 
@@ -83,7 +83,7 @@ def test_the_local_timer(irqchip: str) -> None:
 @pytest.mark.parametrize("irqchip", KINDS)
 def test_the_local_timer_of_a_multiboot_guest(irqchip: str) -> None:
     """Ten ticks in 32-bit protected mode without paging."""
-    outcome, said = run("multiboot", irqchip)
+    outcome, said = run("multiboot_timer", irqchip)
     assert (outcome.reason, outcome.status, said) == ("exit", ended(10), b"t" * 10)
 
 
@@ -171,8 +171,9 @@ def test_every_application_processor_starts_once(irqchip: str, others: int) -> N
         ("pit", "kernel", b"t" * 10, 10),
         ("timer", "kernel", b"", 100),
         ("timer", "split", b"", 100),
-        ("multiboot", "kernel", b"t" * 10, 10),
-        ("multiboot", "split", b"t" * 10, 10),
+        ("multiboot_pit", "kernel", b"t" * 10, 10),
+        ("multiboot_timer", "kernel", b"t" * 10, 10),
+        ("multiboot_timer", "split", b"t" * 10, 10),
         ("transmit", "kernel", b"interrupts", 11),
         ("transmit", "split", b"interrupts", 11),
     ],
@@ -192,9 +193,10 @@ def test_command_with_application_processors(irqchip: str, others: int) -> None:
 
 
 @pytest.mark.parametrize("irqchip", KINDS)
-def test_command_with_input(irqchip: str) -> None:
+@pytest.mark.parametrize("guest", ["serial", "multiboot_serial"])
+def test_command_with_input(guest: str, irqchip: str) -> None:
     text = bytes(range(32, 127)) * 40
-    done = boot(GUESTS / "irq_serial.bin", "--irqchip", irqchip, input=text + CTRL_D)
+    done = boot(GUESTS / f"irq_{guest}.bin", "--irqchip", irqchip, input=text + CTRL_D)
     assert (done.stdout, done.stderr) == (text, b"")
 
 

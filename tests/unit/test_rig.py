@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tools.rig import __main__ as rig
 from tools.rig.cpio import Archive
-from tools.rig.run import Stream, skip_in_checkout
+from tools.rig.run import STATUS_DIED, STATUS_TIMEOUT, Stream, skip_in_checkout
 
 TOKEN = b"0123456789abcdef"
 
@@ -35,6 +36,31 @@ def test_what_cannot_be_the_last_line_is_handed_on_at_once() -> None:
     stream.feed(b"two")
     assert target.getvalue() == b"one" + TOKEN[:4] + b"two"
     assert stream.status is None
+
+
+@pytest.mark.parametrize(
+    ("statuses", "failed"),
+    [
+        ([0], 0),
+        ([1], 1),
+        ([2], 1),
+        ([STATUS_TIMEOUT], 1),
+        ([STATUS_DIED, 0], 0),
+        ([STATUS_DIED, 1], 1),
+        ([STATUS_DIED] * 2, 1),
+    ],
+)
+def test_a_rig_that_dies_has_a_second_try_and_a_failed_test_has_not(
+    monkeypatch: pytest.MonkeyPatch, statuses: list[int], failed: int
+) -> None:
+    left = statuses.copy()
+    monkeypatch.setattr(rig, "run", lambda command, **options: left.pop(0))
+    assert (rig.run_kind("nested", ["-k", "serial"], 10), left) == (failed, [])
+
+
+def test_what_the_kinds_say_is_told_apart(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    rig.hand_on("shadow", io.BytesIO(b"one\ntwo\nlast"))
+    assert capfdbinary.readouterr().out == b"shadow  one\nshadow  two\nshadow  last\n"
 
 
 def unpack(archive: bytes) -> list[tuple[str, int, bytes]]:

@@ -288,6 +288,22 @@ def test_reading_iir_clears_the_transmitter_interrupt_only_when_it_shows_it(port
     assert not port.line
 
 
+@pytest.mark.parametrize("sent", [15, 16, 40])
+def test_a_full_transmitter_lets_the_handler_go_once(port: Port, sent: int) -> None:
+    """Or a driver that fills the FIFO for as long as IIR says so would stay in its handler, interrupts disabled."""
+    enable(port, 0x02)
+    assert port.inb(IIR) == FIFOS_ON | THRE
+    for _ in range(sent):
+        port.outb(THR, 0x41)
+    assert port.changes()[-1] is True
+    if sent >= 16:
+        assert port.inb(IIR) == FIFOS_ON | NO_INT
+        assert port.changes() == [False, True], "an edge brings the handler back"
+    assert port.inb(IIR) == FIFOS_ON | THRE
+    assert port.inb(IIR) == FIFOS_ON | NO_INT
+    assert port.changes() == [False]
+
+
 def test_writing_thr_does_not_disturb_a_higher_interrupt(port: Port) -> None:
     enable(port, 0x03)
     port.uart.receive(b"x")
@@ -494,20 +510,61 @@ def test_wait_room_returns_at_once_when_there_is_room(port: Port) -> None:
 
 
 @pytest.mark.parametrize(
-    "access",
-    [(RBR, None), (FCR, 0x00), (FCR, 0x03)],
-    ids=["read", "leave FIFO mode", "clear"],
+    "accesses",
+    [[(RBR, None)] * 16, [(FCR, 0x00)], [(FCR, 0x03)]],
+    ids=["empty the FIFO", "leave FIFO mode", "clear"],
 )
-def test_wait_room_is_woken_by_the_guest(port: Port, access: tuple[int, int | None]) -> None:
+def test_wait_room_is_woken_by_the_guest(port: Port, accesses: list[tuple[int, int | None]]) -> None:
     port.outb(FCR, 0x01)
     assert port.uart.receive(bytes(16)) == 16
     waiter = Waiter(port.uart)
-    register, value = access
-    if value is None:
-        port.inb(register)
-    else:
-        port.outb(register, value)
+    for register, value in accesses:
+        if value is None:
+            port.inb(register)
+        else:
+            port.outb(register, value)
     assert waiter.result() is True
+
+
+def test_wait_room_waits_for_an_empty_receiver(port: Port) -> None:
+    """Less is not worth waking a thread for; what there is room for can be put there all the same."""
+    port.outb(FCR, 0x01)
+    port.uart.receive(bytes(16))
+    for _ in range(7):
+        port.inb(RBR)
+        assert not port.uart.wait_room(0)
+    assert port.uart.receive(bytes(16)) == 7
+    for _ in range(16):
+        port.inb(RBR)
+    assert port.uart.wait_room(0)
+
+
+def test_more_comes_when_the_handler_has_found_nothing_more(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's looks at LSR for each character, and at IIR before it leaves."""
+    monkeypatch.setattr(serial, "GAP", 1e6)
+    enable(port, 0x01)
+    port.uart.receive(b"x")
+    waiter = Waiter(port.uart)
+    for register in (IIR, LSR, RBR, LSR):
+        port.inb(register)
+    assert waiter.waits()
+    assert port.inb(IIR) == FIFOS_ON | NO_INT
+    assert waiter.result() is True
+
+
+def test_more_comes_at_once_without_a_handler(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serial, "GAP", 1e6)
+    port.uart.receive(b"x")
+    waiter = Waiter(port.uart)
+    port.inb(RBR)
+    assert waiter.result() is True
+
+
+def test_more_comes_also_for_a_handler_that_never_looks(port: Port) -> None:
+    enable(port, 0x01)
+    port.uart.receive(b"x")
+    port.inb(RBR)
+    assert Waiter(port.uart).result() is True
 
 
 def test_wait_room_is_woken_when_loopback_ends(port: Port) -> None:
@@ -538,6 +595,11 @@ class Waiter:
         self._result: list[bool] = []
         self._thread = threading.Thread(target=lambda: self._result.append(uart.wait_room()), daemon=True)
         self._thread.start()
+
+    def waits(self) -> bool:
+        """Tell whether it does, once it has had the time to come to an end."""
+        self._thread.join(0.05)
+        return self._thread.is_alive()
 
     def result(self) -> bool:
         self._thread.join(JOIN)
