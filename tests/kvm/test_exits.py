@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import threading
 from pathlib import Path
 
@@ -298,10 +299,11 @@ def hardware() -> bool:
 
 
 def test_an_instruction_that_only_hardware_runs() -> None:
-    """A KVM that interprets CPL0 has no popcnt; with VMX or SVM the guest runs it itself."""
+    """A KVM that interprets CPL0 has no x87 arithmetic; with VMX or SVM the guest does it itself."""
     code = bytes.fromhex(
-        "b9 ff 00 00 00"  # mov $0xff,%ecx
-        "f3 0f b8 c1"  # popcnt %ecx,%eax
+        "d9 e8"  # fld1
+        "d9 1c 25 00 80 00 00"  # fstps 0x8000
+        "8b 04 25 00 80 00 00"  # mov 0x8000,%eax
         "e7 50"  # out %eax,$0x50
         "f4"  # hlt
     )
@@ -309,11 +311,11 @@ def test_an_instruction_that_only_hardware_runs() -> None:
         events = record(made)
         outcome = made.run(DEADLINE)
         if hardware():
-            assert events == [PortOut(0x50, bytes([8, 0, 0, 0]), 4), Halt()]
+            assert events == [PortOut(0x50, struct.pack("<f", 1.0), 4), Halt()]
         else:
             assert isinstance(outcome.exit, InternalFailure)
             assert events == [outcome.exit]
-            assert made.vcpus[0].registers.rip == 0x1005
+            assert made.vcpus[0].registers.rip == 0x1000
 
 
 def test_timeout_and_on() -> None:
