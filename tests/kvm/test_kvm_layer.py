@@ -20,7 +20,7 @@ from pyvcpu.kvm import CpuidTable, Kvm, KvmError, VcpuFd, VmFd
 from pyvcpu.kvm.abi import basic as abi
 from tests.fake_kernel import WatchedKernel
 from tests.kvm.support import DEVICE, ROOT
-from tests.threads import Caller
+from tests.threads import Caller, until
 
 PAGE = 4096
 SIZE = 16 * PAGE
@@ -342,22 +342,24 @@ def test_what_is_watched_is_the_real_one() -> None:
 
 
 def test_a_caught_signal_interrupts_and_does_nothing_else(kvm: Kvm, vm: VmFd, vcpu: VcpuFd, memory: mmap.mmap) -> None:
-    set_up(vm, vcpu, memory, b"\xeb\xfe")  # jmp .
+    code = bytes.fromhex(
+        "c606 0020 01"  # movb $1,0x2000
+        "ebfe"  # jmp .
+    )
+    set_up(vm, vcpu, memory, code)
     page = vcpu.map_run(kvm.get_vcpu_mmap_size())
     kick = signal.SIGRTMIN + 1  # its default is to end the process
     before = signal.getsignal(kick)
     vcpu.kernel.catch(kick)
     vcpu.kernel.catch(kick)
     ident = threading.get_ident()
-    interrupted = threading.Event()
 
-    def kick_until_then() -> None:
-        while not interrupted.is_set():
-            signal.pthread_kill(ident, kick)
+    def kick_once_it_runs() -> None:
+        until(lambda: memory[0x2000])
+        signal.pthread_kill(ident, kick)
 
-    kicker = Caller(kick_until_then)
+    kicker = Caller(kick_once_it_runs)
     assert vcpu.run() == errno.EINTR
-    interrupted.set()
     assert kicker.done()
     signal.signal(kick, before)
     page.close()

@@ -73,13 +73,11 @@ def test_rates_are_drawn_below_what_the_guest_says_and_the_screen_is_put_back(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     terminal.boot(image(tmp_path, SAY_A + LOOP), "--smp", 2)
-    until(lambda: len(terminal.picture) == 4)
-    lines, picture = terminal.lines, terminal.picture
-    assert lines[:2] == ["before", "AA"]
-    assert len(lines) == 20
-    assert [row[:2] for row in picture] == [["exits/s", "all"], ["all", picture[1][1]], ["vCPU", "0"], ["vCPU", "1"]]
-    assert picture[0][2:] == ["IO"]
-    until(lambda: int(terminal.picture[1][1]) > 0)
+    heads = [["exits/s", "all", "IO"], ["all"], ["vCPU", "0"], ["vCPU", "1"]]
+    until(lambda: [row[: len(head)] for row, head in zip(terminal.picture, heads, strict=False)] == heads)
+    assert terminal.lines[:2] == ["before", "AA"]
+    assert len(terminal.lines) == 20
+    until(lambda: any(row[:1] == ["all"] and int(row[1]) > 0 for row in terminal.picture))
     terminal("send-keys", "C-c")
     until(lambda: "status 130" in "".join(terminal.lines))
     assert terminal.lines[0] == "before"
@@ -89,14 +87,13 @@ def test_rates_are_drawn_below_what_the_guest_says_and_the_screen_is_put_back(
 
 def test_the_picture_follows_the_size_of_the_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.boot(image(tmp_path, LOOP), "--smp", 12)
-    until(lambda: len(terminal.picture) == 10)  # half of the screen
-    assert terminal.picture[-1] == ["and", "5", "vCPUs", "more"]
+    until(lambda: terminal.picture[9:] == [["and", "5", "vCPUs", "more"]])  # half of the screen
     terminal("resize-window", "-x", "100", "-y", "40")
     until(lambda: len(terminal.picture) == 14 and len(terminal.lines) == 40)
     terminal("resize-window", "-x", "12", "-y", "3")
     until(lambda: terminal.picture == [["exits/s"]])
     terminal("resize-window", "-x", "100", "-y", "20")
-    until(lambda: terminal.picture and terminal.picture[-1] == ["and", "5", "vCPUs", "more"])
+    until(lambda: terminal.picture[-1:] == [["and", "5", "vCPUs", "more"]])
     terminal("send-keys", "C-c")
     until(lambda: "status 130" in "".join(terminal.lines))
 
