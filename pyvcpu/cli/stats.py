@@ -21,9 +21,9 @@ HEAD = f"{'vCPU':<5}{'exit':<16}{'count':>10}{'share':>8}{'median':>12}{'p99':>1
 
 def table(stats: Stats) -> Iterator[str]:
     """Yield the lines of the table: a line per vCPU and exit reason, the most frequent first."""
-    yield HEAD if any(kind.times.count for kinds in stats.kinds for kind in list(kinds.values())) else "no exits"
+    yield HEAD if any(kind.count for kinds in stats.kinds for kind in list(kinds.values())) else "no exits"
     for index, kinds in enumerate(stats.kinds):
-        counted = [(kind.times.count, reason, kind) for reason, kind in list(kinds.items())]
+        counted = [(kind.count, reason, kind) for reason, kind in list(kinds.items())]
         counted = [row for row in counted if row[0]]
         total = sum(count for count, _, _ in counted)
         for count, reason, kind in sorted(counted, key=lambda row: (-row[0], row[1])):

@@ -62,7 +62,7 @@ class Top:
 
     def _counts(self) -> Counts:
         return {
-            (index, reason): kind.times.count
+            (index, reason): kind.count
             for index, kinds in enumerate(self._stats.kinds)
             for reason, kind in list(kinds.items())
         }
