@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
+    Waiting = tuple[Callable[[], object], threading.Lock]
+
 NEVER = float("inf")
 # Seconds: Python sees a signal that comes just before a thread goes to sleep only when that wakes up.
 LONGEST = 0.25
@@ -25,7 +27,7 @@ class Cond:
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
         # What each waiting thread waits for, and a lock that it holds until that has come; under _lock.
-        self._waiting: list[tuple[Callable[[], object], threading.Lock]] = []
+        self._waiting: list[Waiting] = []
 
     def wait_for(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
         """Return True once `predicate()`, called with the lock held, is true; False after `timeout` seconds.
@@ -33,16 +35,28 @@ class Cond:
         Call it without the lock. Any thread may call `predicate`, so that this one sleeps until it holds: of many
         vCPUs that stop, each would wake it otherwise, and it would take the interpreter's lock from the next.
         """
-        end = NEVER if timeout is None else monotonic() + timeout
-        bell = threading.Lock()
-        bell.acquire()
-        waiting = (predicate, bell)
         with self._lock:
             if predicate():
                 return True
-            self._waiting.append(waiting)
+            waiting = self.enrol(predicate)
+        return self.sleep(waiting, timeout)
+
+    def enrol(self, predicate: Callable[[], object]) -> Waiting:
+        """Do the first half of wait_for(), with the lock held: what makes `predicate()` true is yet to come.
+
+        Whoever kicks a thread that is to bring it about goes to sleep the sooner after the kick, and that thread needs
+        the interpreter's lock at once.
+        """
+        waiting = (predicate, threading.Lock())
+        waiting[1].acquire()
+        self._waiting.append(waiting)
+        return waiting
+
+    def sleep(self, waiting: Waiting, timeout: float | None = None) -> bool:
+        """Do the second half of wait_for(), without the lock."""
+        end = NEVER if timeout is None else monotonic() + timeout
         try:
-            while not bell.acquire(timeout=min(max(0, end - monotonic()), LONGEST)):
+            while not waiting[1].acquire(timeout=min(max(0, end - monotonic()), LONGEST)):
                 if monotonic() >= end:
                     return self._give_up(waiting)
             return True
@@ -50,7 +64,7 @@ class Cond:
             self._give_up(waiting)
             raise
 
-    def _give_up(self, waiting: tuple[Callable[[], object], threading.Lock]) -> bool:
+    def _give_up(self, waiting: Waiting) -> bool:
         with self._lock:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)

@@ -114,8 +114,9 @@ class Handle:
         with self.accel.lock:
             if self.state in NO_THREAD:
                 raise StateError(f"vCPU {self.index} is {self.state}: it has no thread to run this on")
+            waiting = self.accel.cpu_cond.enrol(lambda: work.done)
             self.post_locked(work)
-        if not self.accel.cpu_cond.wait_for(lambda: work.done, timeout):
+        if not self.accel.cpu_cond.sleep(waiting, timeout):
             raise TimeoutError(f"vCPU {self.index} did not get to it within {timeout} s")
         if work.error is not None:
             raise work.error

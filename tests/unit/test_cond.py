@@ -89,3 +89,18 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_behind(monkeypatch: pyt
     with lock:
         cond.notify_all()
     assert len(calls) == seen
+
+
+def test_what_comes_between_enrolment_and_sleep_is_not_missed() -> None:
+    lock = threading.Lock()
+    cond = Cond(lock)
+    done: list[int] = []
+    with lock:
+        waiting = cond.enrol(lambda: done)
+    with lock:
+        done.append(1)
+        cond.notify_all()
+    assert cond.sleep(waiting, 0)
+    with lock:
+        late = cond.enrol(lambda: not done)
+    assert not cond.sleep(late, 0)
