@@ -159,8 +159,8 @@ def plot(file: str, compared: dict[str, dict[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the library beside C and QEMU.")
-    parser.add_argument("--rounds", type=int, default=7, help="how often both sides of a rate run (default 7)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long each of them runs (default 1)")
+    parser.add_argument("--rounds", type=int, default=15, help="how often both sides of a rate run (default 15)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each of them runs (default 0.5)")
     parser.add_argument("--json", default="bench.json", help="where to write all figures (default bench.json)")
     parser.add_argument("--plot", help="where to draw the ratios, such as docs/benchmarks.svg")
     options = parser.parse_args()
