@@ -58,7 +58,9 @@ class CpuidTable:
                     raise
                 size = max(size * 2, head.nent)
             else:
-                return cls(buffer, head.nent if head.nent < size else _filled(buffer, size))
+                if head.nent == size:
+                    head.nent = _filled(buffer, size)
+                return cls(buffer, head.nent)
 
     @property
     def buffer(self) -> ctypes.Array[ctypes.c_char]:

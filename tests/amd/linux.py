@@ -102,9 +102,12 @@ class Linux:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        status = self.process.poll()
         self.process.kill()
         self.process.wait()
         self._reader.join()
+        assert self.process.stderr is not None
+        print(f"status {status}, standard error {self.process.stderr.read()!r}")  # shown where the test fails
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
