@@ -29,38 +29,33 @@ class Cond:
         # What each waiting thread waits for, and a lock that it holds until that has come; under _lock.
         self._waiting: list[Waiting] = []
 
-    def wait_for(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
+    def wait_for(
+        self, predicate: Callable[[], object], timeout: float | None = None, trigger: Callable[[], object] | None = None
+    ) -> bool:
         """Return True once `predicate()`, called with the lock held, is true; False after `timeout` seconds.
 
         Call it without the lock. Any thread may call `predicate`, so that this one sleeps until it holds: of many
         vCPUs that stop, each would wake it otherwise, and it would take the interpreter's lock from the next.
+
+        Unless it holds already, `trigger()` is called, with the lock held, to have it brought about. This thread is
+        enrolled by then, and sleeps the sooner: whom the trigger kicks needs the interpreter's lock at once.
         """
-        with self._lock:
-            if predicate():
-                return True
-            waiting = self.enrol(predicate)
-        return self.sleep(waiting, timeout)
-
-    def enrol(self, predicate: Callable[[], object]) -> Waiting:
-        """Do the first half of wait_for(), with the lock held: what makes `predicate()` true is yet to come.
-
-        Whoever kicks a thread that is to bring it about goes to sleep the sooner after the kick, and that thread needs
-        the interpreter's lock at once.
-        """
-        waiting = (predicate, threading.Lock())
-        waiting[1].acquire()
-        self._waiting.append(waiting)
-        return waiting
-
-    def sleep(self, waiting: Waiting, timeout: float | None = None) -> bool:
-        """Do the second half of wait_for(), without the lock."""
         end = NEVER if timeout is None else monotonic() + timeout
+        bell = threading.Lock()
+        bell.acquire()
+        waiting = (predicate, bell)
         try:
-            while not waiting[1].acquire(timeout=min(max(0, end - monotonic()), LONGEST)):
+            with self._lock:
+                if predicate():
+                    return True
+                self._waiting.append(waiting)
+                if trigger is not None:
+                    trigger()
+            while not bell.acquire(timeout=min(max(0, end - monotonic()), LONGEST)):
                 if monotonic() >= end:
                     return self._give_up(waiting)
             return True
-        except BaseException:
+        except BaseException:  # such as KeyboardInterrupt
             self._give_up(waiting)
             raise
 

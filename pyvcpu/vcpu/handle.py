@@ -111,12 +111,13 @@ class Handle:
         if current is not None and current is self:
             return function(current)
         work = Work(function)
-        with self.accel.lock:
+
+        def post() -> None:
             if self.state in NO_THREAD:
                 raise StateError(f"vCPU {self.index} is {self.state}: it has no thread to run this on")
-            waiting = self.accel.cpu_cond.enrol(lambda: work.done)
             self.post_locked(work)
-        if not self.accel.cpu_cond.sleep(waiting, timeout):
+
+        if not self.accel.cpu_cond.wait_for(lambda: work.done, timeout, post):
             raise TimeoutError(f"vCPU {self.index} did not get to it within {timeout} s")
         if work.error is not None:
             raise work.error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 import re
@@ -108,9 +109,10 @@ class Linux:
         self._reader.join()
         assert self.process.stderr is not None
         print(f"status {status}, standard error {self.process.stderr.read()!r}")  # shown where the test fails
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.process.stderr, self.process.stdout, self.process.stdin):
             assert stream is not None
-            stream.close()
+            with contextlib.suppress(BrokenPipeError):  # what was not read any more
+                stream.close()
 
 
 def boot(*arguments: str, **options: Any) -> str:

@@ -247,9 +247,9 @@ def test_a_failed_creation_can_be_tried_again(request_: str) -> None:
 # Plug and unplug.
 
 
-def seen_times(reached: list[int], times: int) -> bool:
-    """Tell whether vCPU 1 is in the list so often."""
-    return reached.count(1) == times
+def seen_times(reached: list[int], times: dict[int, int]) -> bool:
+    """Tell whether each vCPU is in the list so often."""
+    return all(reached.count(index) == count for index, count in times.items())
 
 
 def test_a_plugged_vcpu_is_the_parked_one_from_its_starting_state() -> None:
@@ -269,7 +269,7 @@ def test_a_plugged_vcpu_is_the_parked_one_from_its_starting_state() -> None:
         first = bytes(vcpu.registers.copy()), bytes(vcpu.sregs.copy())
         for times in range(1, 4):
             made.resume()
-            until(partial(seen_times, reached, times))
+            until(partial(seen_times, reached, {0: 1, 1: times}))
             made.pause()
             assert vcpu.registers.rbx == 0x1234
             assert vcpu.sregs.ds.base == 0x12340
@@ -295,7 +295,7 @@ def test_a_vcpu_that_halts_in_the_kernel_is_plugged_to_run(irqchip: str) -> None
         made.resume()
         vcpu = made.vcpus[1]
         for times in range(1, 4):
-            until(partial(seen_times, reached, times))
+            until(partial(seen_times, reached, {1: times}))
             until(lambda: vcpu.run_on_cpu(lambda v: v.fd.get_mp_state()) == abi.KVM_MP_STATE_HALTED)
             vcpu.unplug()
             vcpu.plug()

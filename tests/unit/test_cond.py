@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from pyvcpu.errors import StateError
 from pyvcpu.vcpu.cond import Cond
 from tests.threads import DEADLINE, Caller, until
 
@@ -91,16 +92,32 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_behind(monkeypatch: pyt
     assert len(calls) == seen
 
 
-def test_what_comes_between_enrolment_and_sleep_is_not_missed() -> None:
+def test_what_is_triggered_is_waited_for_and_what_holds_is_not_triggered() -> None:
     lock = threading.Lock()
     cond = Cond(lock)
-    done: list[int] = []
+    done: list[bool] = []
+
+    def trigger() -> None:
+        assert lock.locked()
+        done.append(True)
+        cond.notify_all()  # before this thread sleeps
+
+    assert cond.wait_for(lambda: done, 0, trigger)
+    assert cond.wait_for(lambda: done, 0, trigger)
+    assert done == [True]
+
+
+def test_a_trigger_that_fails_leaves_nothing_behind() -> None:
+    lock = threading.Lock()
+    cond = Cond(lock)
+    calls: list[None] = []
+
+    def trigger() -> None:
+        raise StateError("it has no thread")
+
+    with pytest.raises(StateError):
+        cond.wait_for(lambda: calls.append(None), trigger=trigger)
+    seen = len(calls)
     with lock:
-        waiting = cond.enrol(lambda: done)
-    with lock:
-        done.append(1)
         cond.notify_all()
-    assert cond.sleep(waiting, 0)
-    with lock:
-        late = cond.enrol(lambda: not done)
-    assert not cond.sleep(late, 0)
+    assert len(calls) == seen
