@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import median
 
 from .boot import BOOT, ENVIRONMENT, NOTHING, measure, most_memory
-from .guests import MMIO_LOOP, PIO_LOOP
+from .guests import MMIO_LOOP, PIO_LOOP, SPIN
+from .lives import KICKS
 
 ROOT = Path(__file__).resolve().parent.parent
 QEMU = "qemu-system-x86_64"
@@ -84,6 +85,15 @@ def rates(work: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]
         }
         for figure, pairs in found.items()
     }
+
+
+def peer_kicks(work: Path) -> dict[str, float]:
+    """Return how long the peer's kicks take, in us: what signal, exit and host make of it without Python."""
+    (work / "spin").write_bytes(SPIN)
+    line = [str(work / "peer"), str(work / "spin"), "0", str(KICKS)]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    latencies = sorted(float(line) / 1000 for line in done.stdout.split())
+    return {"C: kick median, us": median(latencies), "C: kick p99, us": latencies[KICKS * 99 // 100]}
 
 
 def boots(work: Path, rounds: int) -> dict[str, float]:
@@ -171,6 +181,7 @@ def main() -> None:
         parts: list[Callable[[], dict[str, float]]] = [
             lambda: lives("registers"),
             lambda: lives("kicks"),
+            lambda: peer_kicks(Path(work)),
             lambda: lives("pauses"),
             lambda: lives("creation"),
             lambda: lives("plugs"),

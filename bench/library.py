@@ -6,15 +6,18 @@ python -m bench.library KIND VCPUS SECONDS
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from subprocess import DEVNULL, PIPE
 
 from pyvcpu import Machine
 from pyvcpu.vcpu import Vcpu
 
 from .guests import CONSOLE_LOOP, MMIO, MMIO_LOOP, PIO_LOOP, PORT
+
+WARM_UP = 0.1  # seconds; the peer's is as long
 
 
 class Counter:
@@ -52,6 +55,18 @@ PREPARE: dict[str, tuple[bytes, Prepare]] = {
 }
 
 
+def steady(machine: Machine, done: Callable[[], int], seconds: float) -> float:
+    """Run the machine; return how much is done in a second, from when all of it is under way."""
+    machine.start()
+    machine.resume()
+    time.sleep(WARM_UP)
+    start, before = time.perf_counter(), done()
+    if not before:
+        sys.exit("the guest has not begun")
+    time.sleep(seconds)
+    return (done() - before) / (time.perf_counter() - start)
+
+
 def rate(kind: str, vcpus: int, seconds: float) -> float:
     """Return writes per second, of all vCPUs."""
     observed, _, kind = kind.rpartition("+")
@@ -68,9 +83,7 @@ def rate(kind: str, vcpus: int, seconds: float) -> float:
             machine.observe(Trace(Timeline()))
         prepare(machine, counter)
         machine.load(code, format="flat")
-        start = time.perf_counter()
-        machine.run(timeout=seconds)
-        return sum(counter.counts) / (time.perf_counter() - start)
+        return steady(machine, lambda: sum(counter.counts), seconds)
 
 
 def ioeventfd(vcpus: int, seconds: float) -> float:
@@ -79,35 +92,36 @@ def ioeventfd(vcpus: int, seconds: float) -> float:
         fd = os.eventfd(0, os.EFD_CLOEXEC)
         machine.vm.ioeventfd(fd, PORT, 1, pio=True)
         machine.load(PIO_LOOP, format="flat")
-        start = time.perf_counter()
-        machine.run(timeout=seconds)
-        return os.eventfd_read(fd) / (time.perf_counter() - start)
+        written = 0
+
+        def done() -> int:
+            nonlocal written
+            written += os.eventfd_read(fd)
+            return written
+
+        return steady(machine, done, seconds)
 
 
 def console(seconds: float) -> float:
-    """Return bytes per second from the debug console through the command's Output into a pipe."""
+    """Return bytes per second from the debug console through the command's Output to a `cat` that reads them."""
     from pyvcpu.cli.output import Output
 
-    reader, writer = os.pipe()
-    got = 0
+    taken = 0
 
-    def read() -> None:
-        nonlocal got
-        while data := os.read(reader, 1 << 16):
-            got += len(data)
+    def write(data: bytes) -> None:
+        nonlocal taken
+        output.write(data)
+        taken += len(data)
 
-    thread = threading.Thread(target=read)
-    thread.start()
-    output = Output(writer)
-    with Machine("1M", output=output.write) as machine:
-        machine.load(CONSOLE_LOOP, format="flat")
-        start = time.perf_counter()
-        machine.run(timeout=seconds)
-        took = time.perf_counter() - start
-    output.close()
-    os.close(writer)
-    thread.join()
-    return got / took
+    with subprocess.Popen(["cat"], stdin=PIPE, stdout=DEVNULL) as reader:
+        assert reader.stdin is not None
+        output = Output(reader.stdin.fileno())
+        with Machine("1M", output=write) as machine:
+            machine.load(CONSOLE_LOOP, format="flat")
+            figure = steady(machine, lambda: taken, seconds)
+        output.close()
+        reader.stdin.close()
+    return figure
 
 
 def main() -> None:

@@ -2,11 +2,15 @@
  * what the guest writes. bench/ compares the library with it.
  *
  *     peer IMAGE VCPUS SECONDS     run IMAGE (at 0x1000, entry 0x1000, DI = index) and print exits per second, all vCPUs
+ *     peer IMAGE 0 COUNT           kick a vCPU COUNT times out of the guest; print each latency, in ns
  */
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,16 +19,19 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MEMORY = 1 << 20, LOAD = 0x1000, MAX_VCPUS = 64 };
+enum { MEMORY = 1 << 20, LOAD = 0x1000, MAX_VCPUS = 64, WARM_UP = 100000 /* us */ };
 
 static volatile int stop;
+static volatile double kicked; /* when the vCPU saw it */
+static sem_t answered;
+static struct kvm_run *kickable;
 static int kvm, vm;
 static long run_size;
 
 struct vcpu {
 	pthread_t thread;
 	int index;
-	unsigned long exits;
+	volatile unsigned long exits; /* main() looks while they are counted */
 	unsigned char sink;
 };
 
@@ -51,9 +58,16 @@ static void *live(void *argument)
 	struct kvm_regs regs = { .rip = LOAD, .rflags = 2, .rdi = self->index, .rsp = 0x8000 };
 	if (ioctl(fd, KVM_SET_SREGS, &sregs) || ioctl(fd, KVM_SET_REGS, &regs))
 		err(1, "registers");
+	kickable = run;
 	while (!stop) {
-		if (ioctl(fd, KVM_RUN, 0))
-			err(1, "KVM_RUN");
+		if (ioctl(fd, KVM_RUN, 0)) {
+			if (errno != EINTR)
+				err(1, "KVM_RUN");
+			kicked = now();
+			run->immediate_exit = 0;
+			sem_post(&answered);
+			continue;
+		}
 		switch (run->exit_reason) {
 		case KVM_EXIT_IO:
 			self->sink = ((unsigned char *)run)[run->io.data_offset];
@@ -69,14 +83,44 @@ static void *live(void *argument)
 	return NULL;
 }
 
+static unsigned long total(const struct vcpu *vcpus, int count)
+{
+	unsigned long exits = 0;
+	for (int i = 0; i < count; i++)
+		exits += vcpus[i].exits;
+	return exits;
+}
+
+static void leave(int number)
+{
+	(void)number;
+	kickable->immediate_exit = 1; /* the signal may come just before KVM_RUN */
+}
+
+static void kick(struct vcpu *vcpu, long count)
+{
+	struct sigaction action = { .sa_handler = leave };
+	sigaction(SIGURG, &action, NULL);
+	sem_init(&answered, 0, 0);
+	if (pthread_create(&vcpu->thread, NULL, live, vcpu))
+		errx(1, "pthread_create");
+	usleep(WARM_UP);
+	for (long i = 0; i < count; i++) {
+		double start = now();
+		pthread_kill(vcpu->thread, SIGURG);
+		sem_wait(&answered);
+		printf("%.0f\n", (kicked - start) * 1e9);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	if (argc != 4)
 		errx(2, "usage: peer IMAGE VCPUS SECONDS");
 	int count = atoi(argv[2]);
 	double seconds = atof(argv[3]);
-	if (count < 1 || count > MAX_VCPUS)
-		errx(2, "1 to %d vCPUs", MAX_VCPUS);
+	if (count < 0 || count > MAX_VCPUS)
+		errx(2, "0 to %d vCPUs", MAX_VCPUS);
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
 	run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
@@ -87,19 +131,24 @@ int main(int argc, char **argv)
 	    read(image, memory + LOAD, MEMORY - LOAD) < 1 || ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region))
 		err(1, "set-up");
 	static struct vcpu vcpus[MAX_VCPUS];
-	double start = now();
+	if (count == 0) {
+		kick(vcpus, seconds);
+		return 0; /* its thread ends with the process */
+	}
 	for (int i = 0; i < count; i++) {
 		vcpus[i].index = i;
 		if (pthread_create(&vcpus[i].thread, NULL, live, &vcpus[i]))
 			errx(1, "pthread_create");
 	}
+	usleep(WARM_UP);
+	double start = now();
+	unsigned long before = total(vcpus, count);
 	usleep(seconds * 1e6);
+	unsigned long exits = total(vcpus, count) - before;
+	double took = now() - start;
 	stop = 1;
-	unsigned long exits = 0;
-	for (int i = 0; i < count; i++) {
+	for (int i = 0; i < count; i++)
 		pthread_join(vcpus[i].thread, NULL);
-		exits += vcpus[i].exits;
-	}
-	printf("%.0f\n", exits / (now() - start));
+	printf("%.0f\n", exits / took);
 	return 0;
 }

@@ -5,11 +5,14 @@ one does not: the transmitter is always empty, and the receiver's character time
 
 But time it takes between one FIFO and the next. Drivers (Linux's is one) stay in their interrupt handler for as long as
 there is something to do, with interrupts disabled: on a line that is never busy, until all has been sent and received.
+And what they receive they leave to others, who need the processor as long again: a guest that takes a FIFO in 30 ms (an
+emulated one does) and finds the next at once does nothing else any more, and its watchdogs bark.
 """
 
 from __future__ import annotations
 
 import threading
+from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -47,6 +50,7 @@ FCR_CLEAR_RCVR = 0x02
 FCR_TRIGGERS = (1, 4, 8, 14)  # by bits 7-6
 FIFO_SIZE = 16
 GAP = 0.001  # seconds after which more input comes for a guest that has not looked whether there is more
+REST = 0.05  # seconds at most that an interrupt handler's guest has for itself: it may have been paused meanwhile
 
 LCR_DLAB = 0x80
 
@@ -84,7 +88,8 @@ class Serial:
 
     The host's input goes in through `receive` and `wait_room`. All that a FIFO has room for arrives at once,
     faster than on any line; with the receive interrupt enabled, what comes next comes when IIR has said that nothing
-    is to be done. It says so, once, when the guest has filled the transmitter's FIFO; the interrupt comes after that.
+    is to be done, and as long again as that took. IIR says so, once, when the guest has filled the transmitter's FIFO;
+    the interrupt comes after that.
 
     So that a handler which reads one character for each interrupt, from an edge-triggered interrupt controller, still
     sees an edge for each, the line falls and rises again when RBR is read and more data is left.
@@ -128,6 +133,7 @@ class Serial:
         self._thr_emptied = True  # a THRE interrupt is due
         self._sent = 0  # characters since the last one was enabled or shown
         self._found_empty = True  # the guest has looked, and found no more input
+        self._received = 0.0  # when the last input came, on the monotonic clock
         self._line = False  # the level that set_irq got last
         self._dip = False  # the line must fall, or have fallen, before it is high again
         self._driving = False  # a thread is in set_irq
@@ -212,6 +218,7 @@ class Serial:
             taken = min(len(data), self._free())
             self._fifo += data[:taken]
             self._found_empty = self._found_empty and not taken
+            self._received = monotonic()
             due = self._line_due()
         if due:
             self._drive_line()
@@ -220,14 +227,21 @@ class Serial:
     def wait_room(self, timeout: float | None = None) -> bool:
         """Wait until the receiver is empty, at most `timeout` seconds; return whether it is.
 
-        If the guest's handler does not look for more then, that is after GAP. It returns False at once when the port is
-        closed, and when that happens during the wait.
+        If the guest's handler does not look for more then, that is after GAP; if it does, as much later as the guest
+        took. It returns False at once when the port is closed, and when that happens during the wait.
         """
+        end = None if timeout is None else monotonic() + timeout
         with self._lock:
-            self._room.wait_for(lambda: self._closed or self._is_empty(), timeout)
-            gap = GAP if timeout is None else min(GAP, timeout)
-            self._room.wait_for(lambda: self._closed or self._found_empty, gap)
+            if self._closed or (self._found_empty and self._is_empty()):
+                return self._is_empty()
+            self._wait(self._is_empty, timeout)
+            self._wait(lambda: self._found_empty, _at_most(GAP, end))
+            if self._ier & IER_RDI and self._is_empty():
+                self._wait(lambda: False, _at_most(min(monotonic() - self._received, REST), end))
             return self._is_empty()
+
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        self._room.wait_for(lambda: self._closed or condition(), timeout)
 
     def close(self) -> None:
         """Take no more input, and wake all who wait for room. The guest's side goes on working."""
@@ -400,6 +414,11 @@ class Serial:
                 return None
             self._line = level
             return level
+
+
+def _at_most(seconds: float, end: float | None) -> float:
+    """Return `seconds`, or what is left until `end`."""
+    return seconds if end is None else max(0.0, min(seconds, end - monotonic()))
 
 
 _BYTES = tuple(bytes((value,)) for value in range(256))

@@ -43,6 +43,7 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_GET_SUPPORTED_CPUID", errno.E2BIG): "more CPUID entries than the buffer holds",
     ("KVM_SET_MP_STATE", errno.EINVAL): "this state needs the interrupt controllers in the kernel",
     ("KVM_SET_SREGS", errno.EINVAL): "the control registers, EFER, segments and APIC base must be consistent",
+    ("KVM_KVMCLOCK_CTRL", errno.EINVAL): "the guest has not set up kvmclock",  # at every start
     ("KVM_RUN", errno.EINVAL): "kvm_valid_regs or kvm_dirty_regs holds a bit that this KVM does not know",
     ("KVM_RUN", errno.EFAULT): "the guest reached memory that the host could not provide",
     ("KVM_RUN", errno.ENOEXEC): "the vCPU has not been initialized",

@@ -74,7 +74,6 @@ RARE_HINTS: dict[tuple[str, int], str] = {
     ("KVM_GET_NR_MMU_PAGES", errno.ENOTTY): "kernels from 6.3 on have dropped this request",
     ("KVM_SET_TSC_KHZ", errno.EINVAL): "the processor cannot scale the TSC to this rate",
     ("KVM_SET_CLOCK", errno.EINVAL): "the only flag that KVM takes is KVM_CLOCK_REALTIME",
-    ("KVM_KVMCLOCK_CTRL", errno.EINVAL): "the guest has not set up kvmclock",
     ("KVM_X86_SETUP_MCE", errno.EINVAL): "1 to 32 banks, and bits that x86_get_mce_cap_supported() lists",
     ("KVM_X86_SET_MCE", errno.EINVAL): "a bank that x86_setup_mce() made, and a status with its valid bit (63)",
     ("KVM_SET_GUEST_DEBUG", errno.EBUSY): "an exception is pending: nothing can be injected now",

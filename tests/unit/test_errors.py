@@ -77,9 +77,9 @@ def test_kvm_error_is_no_interrupted_error() -> None:
 
 
 def test_hints_are_for_requests_and_errors_that_exist() -> None:
-    from pyvcpu.kvm import abi as whole
+    from pyvcpu.kvm.abi import state
 
-    requests = {v.name for m in (abi, whole) for v in vars(m).values() if isinstance(v, Ioctl)}
+    requests = {v.name for m in (abi, state) for v in vars(m).values() if isinstance(v, Ioctl)}
     assert {request for request, _ in HINTS} <= requests | {""}
     assert {code for _, code in HINTS} <= set(errno.errorcode)
     assert all(hint and not hint.endswith(".") and "\n" not in hint for hint in HINTS.values())

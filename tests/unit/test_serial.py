@@ -567,6 +567,22 @@ def test_more_comes_also_for_a_handler_that_never_looks(port: Port) -> None:
     assert Waiter(port.uart).result() is True
 
 
+def test_a_slow_handler_has_as_long_for_itself(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a guest that is slow does nothing but receive, for as long as there is input."""
+    enable(port, 0x01)
+    waiters = []
+    for rest in (0, 1e6):
+        monkeypatch.setattr(serial, "REST", rest)
+        port.uart.receive(b"x")
+        port.uart._received -= 1e6  # so long it takes
+        waiters.append(Waiter(port.uart))
+        for register in (IIR, LSR, RBR, LSR, IIR):
+            port.inb(register)
+        assert waiters[-1].waits() is bool(rest)
+    port.uart.close()
+    assert [waiter.result() for waiter in waiters] == [True, False]
+
+
 def test_wait_room_is_woken_when_loopback_ends(port: Port) -> None:
     port.outb(MCR, 0x10)
     waiter = Waiter(port.uart)

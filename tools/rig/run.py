@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CPUS = {"nested": "max,-avx,-avx2,-f16c,-fma,-vaes,-xsave", "shadow": "qemu64,+svm"}
 KERNEL_OPTIONS = "console=ttyS0 panic=-1 mitigations=off tsc=reliable quiet"
 SKIPPED = {".git", "__pycache__", "build", "dist", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-PASSED_ON = ("PYVCPU_REPEAT", "PYVCPU_FUZZ", "PYVCPU_PLUG_CYCLES", "PYVCPU_LINUX_BOOTS", "HYPOTHESIS_PROFILE")
+PASSED_ON = (
+    *("PYVCPU_REPEAT", "PYVCPU_FUZZ", "PYVCPU_PLUG_CYCLES", "PYVCPU_LINUX_BOOTS", "PYVCPU_LINUX_PASTED"),
+    "HYPOTHESIS_PROFILE",
+)
 FEWER = {"PYVCPU_PLUG_CYCLES": "100"}  # repetitions, unless something else is asked for: emulation is slow
 
 STATUS_DIED, STATUS_TIMEOUT, STATUS_PIPE = 125, 124, 128 + signal.SIGPIPE
