@@ -5,6 +5,7 @@ VENV     ?= .venv
 VERSIONS ?= 3.11 3.12 3.13
 ARGS     ?=
 MMU      ?= nested
+RIG      ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -43,7 +44,7 @@ amd: $(STAMP)  ## run CMD='...' on an emulated AMD KVM; MMU=shadow, ADD=DIR (doc
 	@$(BIN)/python -m tools.rig run --mmu $(MMU) $(if $(ADD),--add '$(ADD)')
 
 test-amd: $(STAMP)  ## tests/kvm and tests/amd on that KVM, with nested and with shadow paging
-	$(BIN)/python -m tools.rig test -- $(ARGS)
+	$(BIN)/python -m tools.rig test $(RIG) -- $(ARGS)
 
 bench: $(STAMP)  ## measure beside C and QEMU (ARGS="--rounds 3"); table, bench.json and plot for docs/benchmarks.md
 	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check matplotlib

@@ -104,6 +104,7 @@ def test_threads_and_a_reset_that_ends_the_run() -> None:
 def test_every_message_of_a_boot_and_the_clock_and_entropy() -> None:
     run = "; ".join(
         (
+            "dmesg -n 5",  # from here on only warnings and errors come between what is said here
             "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
             "read up rest </proc/uptime; echo before $(date +%s) $up",
             "sleep 2",

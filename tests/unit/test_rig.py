@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,25 @@ def test_a_rig_that_dies_has_a_second_try_and_a_failed_test_has_not(
 ) -> None:
     left = statuses.copy()
     monkeypatch.setattr(rig, "run", lambda command, **options: left.pop(0))
-    assert (rig.run_kind("nested", ["-k", "serial"], 10), left) == (failed, [])
+    assert (rig.run_kind("nested", ["-k", "serial"], 10, again=False), left) == (failed, [])
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "tries"),
+    [([0], 0, ["all"]), ([1, 0], 0, ["all", "failed"]), ([1, 1], 1, ["all", "failed"]), ([4], 1, ["all"])],
+)
+def test_failed_tests_have_another_try_when_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, statuses: list[int], status: int, tries: list[str]
+) -> None:
+    """A script stands for pytest, and the shell for the rig."""
+    told = tmp_path / "told"
+    script = f"import sys; w = open({str(told)!r}, 'a+'); w.seek(0); n = len(w.readlines())\n"
+    script += "print('failed' if '--last-failed' in sys.argv else 'all', file=w); sys.exit(" + str(statuses) + "[n])"
+    (tmp_path / "pytest.py").write_text(script)
+    monkeypatch.setattr(rig, "PYTEST", f"{sys.executable} {tmp_path / 'pytest.py'}")
+    monkeypatch.setattr(rig, "run", lambda command, **options: subprocess.run(["sh", "-c", command]).returncode)
+    assert rig.run_kind("nested", ["-k", "one or two"], 10, again=True) == status
+    assert told.read_text().split() == tries
 
 
 def test_what_the_kinds_say_is_told_apart(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -21,7 +21,7 @@ from .image import RigError, find_image, say
 from .run import CPUS, ROOT, STATUS_DIED, STATUS_PIPE, run
 
 TIMEOUT = 300  # seconds for one test
-PYTEST = f"python3 -m pytest -p no:cacheprovider -o timeout={TIMEOUT} --durations=10"
+PYTEST = f"python3 -m pytest -o cache_dir=/tmp/pytest -o timeout={TIMEOUT} --durations=10"
 SILENCE = 660.0  # seconds after which the rig itself hangs: a test that does has been ended before, at most after 600
 TRIES = 2
 # Not there: what has nothing to do with the kind of KVM (arguments, terminals, words).
@@ -47,7 +47,7 @@ def main() -> int:
             print(find_image())
             return 0
         if arguments.what == "test":
-            return run_tests(arguments.mmu or list(CPUS), arguments.arguments, arguments.timeout)
+            return run_tests(arguments.mmu or list(CPUS), arguments.arguments, arguments.timeout, arguments.again)
         return run(
             arguments.command if arguments.command is not None else os.environ.get("RIG_COMMAND", ""),
             mmu=arguments.mmu,
@@ -67,12 +67,12 @@ def main() -> int:
         return 128 + signal.SIGINT
 
 
-def run_tests(kinds: list[str], arguments: list[str], timeout: float) -> int:
+def run_tests(kinds: list[str], arguments: list[str], timeout: float, again: bool) -> int:
     """Run tests and examples with each kind of paging, all kinds at the same time; return 1 when any failed."""
     if len(kinds) == 1:
-        return run_kind(kinds[0], arguments, timeout)
+        return run_kind(kinds[0], arguments, timeout, again)
     find_image()  # once, for all
-    command = [sys.executable, "-m", "tools.rig", "test", "--timeout", str(timeout)]
+    command = [sys.executable, "-m", "tools.rig", "test", "--timeout", str(timeout), *["--again"] * again]
     running = [
         (mmu, subprocess.Popen([*command, "--mmu", mmu, "--", *arguments], cwd=ROOT, stdout=PIPE, stderr=STDOUT))
         for mmu in kinds
@@ -98,9 +98,14 @@ def hand_on(name: str, lines: BinaryIO) -> None:
             sys.stdout.buffer.flush()
 
 
-def run_kind(mmu: str, arguments: list[str], timeout: float) -> int:
-    """Run the tests with one kind of paging; return 0 or 1. A rig that dies has a second try, a failed test has not."""
-    command = f"{PYTEST} {shlex.join([*arguments, *TESTS[mmu]])}"
+def run_kind(mmu: str, arguments: list[str], timeout: float, again: bool) -> int:
+    """Run the tests with one kind of paging; return 0 or 1.
+
+    A rig that dies has a second try. A failed test has one only with `again`, by itself and said aloud.
+    """
+    command = tests = f"{PYTEST} {shlex.join([*arguments, *TESTS[mmu]])}"
+    if again:  # pytest ends with 1 when tests failed, with other numbers when it could not do its work
+        command += f" || {{ test $? = 1 && echo '== THESE FAILED; once more' && {tests} --last-failed; }}"
     say(f"kvm_amd with {mmu} paging")
     started = time.monotonic()
     for _ in range(TRIES):
@@ -127,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     tests = what.add_parser("test", help="run tests/kvm (which has the examples, too) and tests/amd inside")
     tests.add_argument("--mmu", choices=CPUS, action="append", help="only this kind of paging")
     tests.add_argument("--timeout", type=float, default=TEST_TIMEOUT, metavar="S", help="for each kind (%(default)s)")
+    tests.add_argument("--again", action="store_true", help="give each test that fails one more try")
     tests.add_argument("arguments", nargs="*", metavar="ARG", help="goes to pytest")
     what.add_parser("build", help="build the image unless it is cached, and print where it is")
     return top
