@@ -32,7 +32,7 @@ LOADER = "ld-linux-x86-64.so.2"
 QEMU = "qemu-system-x86_64"
 FIRMWARE = ("bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin")
 FIRMWARE_FOLDERS = ("/usr/share/qemu", "/usr/share/seabios")
-LONG = 120.0  # seconds that a boot may take
+LONG = 60.0  # seconds that a boot may take
 READY, EXIT = b"READY cpus=4", b"EXIT 0"
 # Warnings and what is worse, which the kernel sends to the console at this level; init powers off at once.
 COMPLAINING = 'console=ttyS0 loglevel=5 RUN="true"'
@@ -103,10 +103,11 @@ def compare(rounds: int, append: str) -> None:
     """Measure in turn, and print the table. A boot of QEMU that is stuck is told and does not count; ours ends all."""
     lines = commands(append)
     times: dict[str, list[float]] = {name: [] for name in lines}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, line in lines.items():
             try:
                 times[name].append(boot(line, READY)[0])
+                print(f"round {number + 1}: {name} {times[name][-1]:.2f} s", flush=True)
             except Stuck as error:
                 print(error, flush=True)
                 if name == "pyvcpu":

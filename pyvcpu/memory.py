@@ -57,10 +57,10 @@ def format_size(size: int) -> str:
 class GuestMemory:
     """The RAM of one machine, `size` bytes (a multiple of 4 KiB) at guest physical 0, on from 4 GiB past the hole.
 
-    The host backs a page when it is first touched: of 4 KiB below 128 MiB, so that no more is resident than the guest
-    used; of 2 MiB from there on where the host has them to give, since a guest that large stops at one fault for
-    512, and its page walks are shorter. Any thread may read and write; like the guest's own processors, nobody gets an atomicity that an
-    aligned access of at most 8 bytes would not give.
+    The host backs a page when it is first touched. Below 128 MiB that is one of 4 KiB, so that no more is resident than
+    the guest used. From there on it is one of 2 MiB where the host has them to give (transparent huge pages): one fault
+    in place of 512, and shorter page walks. Any thread may read and write; like the guest's own processors, nobody gets
+    an atomicity that an aligned access of at most 8 bytes would not give.
 
     >>> memory = GuestMemory("1M")
     >>> memory.write(0x1000, b"hello")
@@ -75,7 +75,7 @@ class GuestMemory:
         if self.size <= 0 or self.size % PAGE:
             raise ConfigError(f"memory must be a positive multiple of 4K, not {size}")
         try:
-            # With room to begin at a huge page: guest and host address must agree in their low 21 bits for KVM to map one.
+            # With room to begin at a huge page: KVM maps one where guest and host address agree in their low 21 bits.
             self._map = mmap.mmap(-1, self.size + HUGE_PAGE * large, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError) as error:
             raise HostMemoryError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import mmap
 import os
 import pickle
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pyvcpu import ConfigError, GuestMemory, GuestMemoryError, HostMemoryError, Machine, PyvcpuError
 from pyvcpu.kvm import Kvm
-from pyvcpu.memory import FOUR_GIB, HOLE, format_size, parse_size
+from pyvcpu.memory import FOUR_GIB, HOLE, HUGE_PAGE, LARGE, format_size, parse_size
 from tests.fake_kernel import FakeKernel
 
 PAGE = 4096
@@ -319,6 +320,34 @@ def test_each_range_is_a_slot_at_its_place() -> None:
     with open("/proc/self/mem", "rb", buffering=0) as host:
         assert os.pread(host.fileno(), 3, low.userspace_addr + 0x1000) == b"low"
         assert os.pread(host.fileno(), 4, high.userspace_addr + 0x1000) == b"high"
+    memory.close()
+
+
+def test_ram_of_large_guests_can_be_mapped_in_huge_pages() -> None:
+    """KVM maps 2 MiB at once only where guest and host address agree in their low 21 bits."""
+    kernel = FakeKernel()
+    memories = [GuestMemory(size) for size in ("128M", "129M", "4G")]
+    with Kvm("fake", kernel) as kvm:
+        for memory in memories:
+            with kvm.create_vm() as vm:
+                memory.register(vm)
+    assert len(kernel.slots) == 4
+    assert all((slot.userspace_addr - slot.guest_phys_addr) % HUGE_PAGE == 0 for slot in kernel.slots)
+    memories[0].write((128 << 20) - 4, b"last")
+    assert memories[0].read((128 << 20) - 4, 4) == b"last"
+    for memory in memories:
+        memory.close()
+
+
+@pytest.mark.parametrize("size", [SIZE, LARGE])
+def test_a_host_without_transparent_huge_pages(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Map(mmap.mmap):
+        def madvise(self, *arguments: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Map)
+    memory = GuestMemory(size)
+    memory.write(size - 1, b"x")
     memory.close()
 
 
