@@ -38,7 +38,7 @@ BOOTS = int(os.environ.get("PYVCPU_LINUX_BOOTS", "0"))
 DRIVERS = "modprobe -a virtio_mmio virtio_blk virtio_rng"
 
 pytestmark = [
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(390),  # before the rig itself counts as dead
     pytest.mark.skipif(not KERNEL, reason="PYVCPU_GUEST_KERNEL names no kernel: `make test-amd` has one"),
 ]
 

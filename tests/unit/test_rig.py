@@ -40,19 +40,39 @@ def test_what_cannot_be_the_last_line_is_handed_on_at_once() -> None:
     assert stream.status is None
 
 
+def test_every_test_file_runs_in_one_rig_of_nested_paging() -> None:
+    listed = [name for group in rig.groups("nested") for name in group if name.startswith("tests/kvm/test_")]
+    there = {f"tests/kvm/{path.name}" for path in (Path(__file__).parents[1] / "kvm").glob("test_*.py")}
+    assert len(listed) == len(set(listed))
+    assert there - set(listed) == {f"tests/kvm/test_{name}.py" for name in rig.ELSEWHERE}
+
+
+def test_what_shadow_paging_runs_is_there() -> None:
+    names = [name for group in rig.groups("shadow") for name in group if not name.startswith("-")]
+    assert all((Path(__file__).parents[2] / name).exists() for name in names)
+
+
+@pytest.fixture
+def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig, "groups", lambda mmu: [["one"], ["two"]])
+
+
+@pytest.mark.usefixtures("two_groups")
 @pytest.mark.parametrize(
     ("statuses", "failed"),
     [
-        ([0], 0),
-        ([1], 1),
-        ([2], 1),
+        ([0, 0], 0),
+        ([1, 0], 1),
+        ([0, 2], 1),
         ([STATUS_TIMEOUT], 1),
-        ([STATUS_DIED, 0], 0),
-        ([STATUS_DIED, 1], 1),
-        ([STATUS_DIED] * 2, 1),
+        ([STATUS_DIED, STATUS_DIED, 0, STATUS_DIED, 0], 0),
+        ([STATUS_DIED, 1, 0], 1),
+        ([0, *[STATUS_DIED] * 3], 1),
+        ([rig.NO_TESTS, 0], 0),
+        ([rig.NO_TESTS, rig.NO_TESTS], 1),
     ],
 )
-def test_a_rig_that_dies_has_a_second_try_and_a_failed_test_has_not(
+def test_a_rig_that_dies_has_other_tries_and_a_failed_test_has_not(
     monkeypatch: pytest.MonkeyPatch, statuses: list[int], failed: int
 ) -> None:
     left = statuses.copy()
@@ -62,7 +82,13 @@ def test_a_rig_that_dies_has_a_second_try_and_a_failed_test_has_not(
 
 @pytest.mark.parametrize(
     ("statuses", "status", "tries"),
-    [([0], 0, ["all"]), ([1, 0], 0, ["all", "failed"]), ([1, 1], 1, ["all", "failed"]), ([4], 1, ["all"])],
+    [
+        ([0], 0, ["all"]),
+        ([1, 0], 0, ["all", "failed"]),
+        ([1, 1], 1, ["all", "failed"]),
+        ([4], 1, ["all"]),
+        ([rig.NO_TESTS], 1, ["all"]),
+    ],
 )
 def test_failed_tests_have_another_try_when_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, statuses: list[int], status: int, tries: list[str]
@@ -72,6 +98,7 @@ def test_failed_tests_have_another_try_when_that_is_asked_for(
     script = f"import sys; w = open({str(told)!r}, 'a+'); w.seek(0); n = len(w.readlines())\n"
     script += "print('failed' if '--last-failed' in sys.argv else 'all', file=w); sys.exit(" + str(statuses) + "[n])"
     (tmp_path / "pytest.py").write_text(script)
+    monkeypatch.setattr(rig, "groups", lambda mmu: [["one"]])
     monkeypatch.setattr(rig, "PYTEST", f"{sys.executable} {tmp_path / 'pytest.py'}")
     monkeypatch.setattr(rig, "run", lambda command, **options: subprocess.run(["sh", "-c", command]).returncode)
     assert rig.run_kind("nested", ["-k", "one or two"], 10, again=True) == status

@@ -18,23 +18,20 @@ from subprocess import PIPE, STDOUT
 from typing import BinaryIO
 
 from .image import RigError, find_image, say
-from .run import CPUS, ROOT, STATUS_DIED, STATUS_PIPE, run
+from .run import CPUS, ROOT, STATUS_DIED, STATUS_PIPE, STATUS_TIMEOUT, run
 
 TIMEOUT = 300  # seconds for one test
 PYTEST = f"python3 -m pytest -o cache_dir=/tmp/pytest -o timeout={TIMEOUT} --durations=10"
-SILENCE = 660.0  # seconds after which the rig itself hangs: a test that does has been ended before, at most after 600
-TRIES = 2
+NO_TESTS = 5  # pytest's status when nothing was selected
+SILENCE = 400.0  # seconds after which the rig itself hangs: a test that does has been ended before
+TRIES = 3
 # Not there: what has nothing to do with the kind of KVM (arguments, terminals, words).
 ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
-# A hundred thousand characters, each with its interrupt: tests/amd pastes fewer, into Linux.
-LONG = ("tests/kvm/test_cli.py::test_100_kib_of_input_arrive_whole_and_in_order",)
 # With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
-SHADOW = ("api", "test_boot.py", "test_examples.py", "test_exits.py", "test_interrupts.py", "test_loaders.py")
-TESTS = {
-    "nested": ["tests/amd", "tests/kvm", *(f"--ignore=tests/kvm/test_{name}.py" for name in ELSEWHERE)]
-    + [f"--deselect={name}" for name in LONG],
-    "shadow": ["tests/amd", *(f"tests/kvm/{name}" for name in SHADOW), "--deselect=tests/kvm/api/test_wild.py"],
-}
+SHADOW = ("boot", "examples", "exits", "interrupts", "loaders")
+# A hundred thousand characters, each with its interrupt: tests/amd pastes fewer, into Linux.
+LONG = "--deselect=tests/kvm/test_cli.py::test_100_kib_of_input_arrive_whole_and_in_order"
+TOGETHER = 6  # test files in one rig: a rig that stands still costs no more than these once more
 TEST_TIMEOUT = 1800.0  # seconds for one kind of paging, on a machine that has other work, too
 
 
@@ -98,23 +95,52 @@ def hand_on(name: str, lines: BinaryIO) -> None:
             sys.stdout.buffer.flush()
 
 
+def groups(mmu: str) -> list[list[str]]:
+    """Return what pytest is to run with one kind of paging, in one rig after the other."""
+    if mmu == "shadow":
+        files = [f"tests/kvm/test_{name}.py" for name in SHADOW]
+        return [["tests/amd"], ["tests/kvm/api", "--deselect=tests/kvm/api/test_wild.py", *files]]
+    unwanted = {f"test_{name}.py" for name in ELSEWHERE}
+    names = sorted(path.name for path in (ROOT / "tests/kvm").glob("test_*.py") if path.name not in unwanted)
+    files = [f"tests/kvm/{name}" for name in names]
+    slices = [files[start : start + TOGETHER] for start in range(0, len(files), TOGETHER)]
+    return [["tests/amd"], ["tests/kvm/api"], *([*part, LONG] for part in slices)]
+
+
 def run_kind(mmu: str, arguments: list[str], timeout: float, again: bool) -> int:
     """Run the tests with one kind of paging; return 0 or 1.
 
-    A rig that dies has a second try. A failed test has one only with `again`, by itself and said aloud.
+    A rig that dies, or stands still, has other tries. A failed test has one only with `again`, said aloud.
     """
-    command = tests = f"{PYTEST} {shlex.join([*arguments, *TESTS[mmu]])}"
-    if again:  # pytest ends with 1 when tests failed, with other numbers when it could not do its work
-        command += f" || {{ test $? = 1 && echo '== THESE FAILED; once more' && {tests} --last-failed; }}"
-    say(f"kvm_amd with {mmu} paging")
     started = time.monotonic()
-    for _ in range(TRIES):
-        status = run(command, mmu=mmu, timeout=timeout, silence=SILENCE)
-        if status != STATUS_DIED:
+    statuses = []
+    for group in groups(mmu):
+        say(f"kvm_amd with {mmu} paging: {' '.join(group)}")
+        for _ in range(TRIES):
+            left = timeout - (time.monotonic() - started)
+            status = run(pytest_command([*arguments, *group], again), mmu=mmu, timeout=left, silence=SILENCE)
+            if status != STATUS_DIED:
+                break
+        statuses.append(status)
+        if status == STATUS_TIMEOUT:
             break
-    result = "passed" if status == 0 else f"failed with status {status}"
+    # Arguments may leave nothing of a group, but must leave something of one.
+    bad = [status for status in statuses if status not in (0, NO_TESTS)]
+    if not bad and 0 not in statuses:
+        bad = [NO_TESTS]
+    result = f"failed with status {' and '.join(map(str, bad))}" if bad else "passed"
     say(f"{mmu} paging: {result} in {time.monotonic() - started:.0f} s")
-    return int(status != 0)
+    return int(bool(bad))
+
+
+def pytest_command(arguments: list[str], again: bool) -> str:
+    """Return the shell command that runs pytest, with `again` once more for what failed."""
+    tests = f"{PYTEST} {shlex.join(arguments)}"
+    if not again:
+        return tests
+    # pytest ends with 1 when tests failed, with other numbers when it could not do its work.
+    once_more = f"echo '== THESE FAILED; once more'; {tests} --last-failed; status=$?"
+    return f"{tests}; status=$?; if [ $status = 1 ]; then {once_more}; fi; (exit $status)"
 
 
 def parser() -> argparse.ArgumentParser:
