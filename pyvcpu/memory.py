@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 
@@ -81,8 +80,10 @@ class GuestMemory:
             raise HostMemoryError(
                 f"the host does not give {format_size(self.size)} of memory ({error}); ask for less with --memory"
             ) from None
-        with contextlib.suppress(OSError):  # EINVAL: a host kernel without transparent huge pages
+        try:  # noqa: SIM105 - contextlib costs every boot its import
             self._map.madvise(mmap.MADV_HUGEPAGE if large else mmap.MADV_NOHUGEPAGE)
+        except OSError:  # EINVAL: a host kernel without transparent huge pages
+            pass
         self._view = memoryview(self._map)
         first = -self._address() % HUGE_PAGE if large else 0
         low = min(self.size, HOLE)
