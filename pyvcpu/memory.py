@@ -15,9 +15,8 @@ PAGE = 4096
 FOUR_GIB = 1 << 32
 # The last GiB below 4 GiB is left to devices (local APIC, IOAPIC, reset vector, PCI); RAM goes on above it.
 HOLE = 0xC000_0000
-# The size of an x86-64 huge page; guests of at least LARGE have them (measured: docs/benchmarks.md).
 HUGE_PAGE = 2 << 20
-LARGE = 128 << 20
+LARGE = 128 << 20  # from here on a guest is one, such as Linux, that gains by huge pages (docs/benchmarks.md)
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -70,9 +69,9 @@ class GuestMemory:
 
     def __init__(self, size: str | int) -> None:
         self.size = parse_size(size)
-        large = self.size >= LARGE
         if self.size <= 0 or self.size % PAGE:
             raise ConfigError(f"memory must be a positive multiple of 4K, not {size}")
+        large = self.size >= LARGE
         try:
             # With room to begin at a huge page: KVM maps one where guest and host address agree in their low 21 bits.
             self._map = mmap.mmap(-1, self.size + HUGE_PAGE * large, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

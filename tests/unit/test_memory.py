@@ -326,15 +326,15 @@ def test_each_range_is_a_slot_at_its_place() -> None:
 def test_ram_of_large_guests_can_be_mapped_in_huge_pages() -> None:
     """KVM maps 2 MiB at once only where guest and host address agree in their low 21 bits."""
     kernel = FakeKernel()
-    memories = [GuestMemory(size) for size in ("128M", "129M", "4G")]
+    memories = [GuestMemory(size) for size in (LARGE, LARGE + PAGE, "129M", "4G")]
     with Kvm("fake", kernel) as kvm:
         for memory in memories:
             with kvm.create_vm() as vm:
                 memory.register(vm)
-    assert len(kernel.slots) == 4
+    assert len(kernel.slots) == 5
     assert all((slot.userspace_addr - slot.guest_phys_addr) % HUGE_PAGE == 0 for slot in kernel.slots)
-    memories[0].write((128 << 20) - 4, b"last")
-    assert memories[0].read((128 << 20) - 4, 4) == b"last"
+    memories[0].write(LARGE - 4, b"last")
+    assert memories[0].read(LARGE - 4, 4) == b"last"
     for memory in memories:
         memory.close()
 

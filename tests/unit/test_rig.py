@@ -70,6 +70,7 @@ def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         ([0, *[STATUS_DIED] * 3], 1),
         ([rig.NO_TESTS, 0], 0),
         ([rig.NO_TESTS, rig.NO_TESTS], 1),
+        ([rig.NO_TESTS, 1], 1),
     ],
 )
 def test_a_rig_that_dies_has_other_tries_and_a_failed_test_has_not(
@@ -78,6 +79,13 @@ def test_a_rig_that_dies_has_other_tries_and_a_failed_test_has_not(
     left = statuses.copy()
     monkeypatch.setattr(rig, "run", lambda command, **options: left.pop(0))
     assert (rig.run_kind("nested", ["-k", "serial"], 10, again=False), left) == (failed, [])
+
+
+@pytest.mark.usefixtures("two_groups")
+def test_without_arguments_each_group_must_test_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [0, rig.NO_TESTS]
+    monkeypatch.setattr(rig, "run", lambda command, **options: left.pop(0))
+    assert rig.run_kind("nested", [], 10, again=True) == 1
 
 
 @pytest.mark.parametrize(
