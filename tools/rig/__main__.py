@@ -32,9 +32,8 @@ ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
 # With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
 SHADOW = ("boot", "examples", "exits", "interrupts", "loaders")
 TOGETHER = 6  # test files in one rig: a rig that stands still costs no more than these once more
-TEST_TIMEOUT = (
-    3000.0  # seconds for one kind of paging: on a slow machine it takes 1500, and a rig or two may stand still
-)
+# Seconds for one kind of paging: on a slow machine it takes 1500, and a rig or two may stand still.
+TEST_TIMEOUT = 3000.0
 
 
 def main() -> int:
