@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 from pyvcpu import Machine
-from pyvcpu.kvm import Kernel, Kvm
+from pyvcpu.kvm import Kvm, LinuxKernel
 from pyvcpu.kvm import abi as every
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.base import Ioctl
@@ -41,7 +41,7 @@ def name_of(number: int) -> str:
     return REQUESTS[number].name if number in REQUESTS else hex(number)
 
 
-class WatchedKernel(Kernel):
+class WatchedKernel(LinuxKernel):
     """The real kernel, with a log, refusals and hold-ups. `_lock` guards the log; hooks run without it."""
 
     def __init__(self) -> None:

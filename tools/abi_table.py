@@ -167,7 +167,7 @@ LEFT_OUT: dict[str, str] = {
 
 def submodules() -> dict[str, Any]:
     """Import every submodule of the ABI that holds data."""
-    names = sorted(info.name for info in pkgutil.iter_modules(abi.__path__) if info.name != "index")
+    names = sorted(info.name for info in pkgutil.iter_modules(abi.__path__) if info.name not in ("index", "layout"))
     return {name: importlib.import_module(f"pyvcpu.kvm.abi.{name}") for name in names}
 
 

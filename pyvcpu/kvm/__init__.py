@@ -10,6 +10,7 @@ from . import abi as abi
 from .cpuid import CpuidTable as CpuidTable
 from .errors import KvmError as KvmError
 from .kernel import Kernel as Kernel
+from .kernel import LinuxKernel as LinuxKernel
 from .system import DEVICE as DEVICE
 from .system import Kvm as Kvm
 from .vcpu import VcpuFd as VcpuFd

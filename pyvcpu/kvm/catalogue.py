@@ -6,7 +6,8 @@ this KVM lacks.
 
 from __future__ import annotations
 
-import errno
+from .abi import basic
+from .errors import KvmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -173,34 +174,25 @@ def entries() -> list[Entry]:
     return found
 
 
-# What a request without the capability is answered with; other errors have other reasons.
-WITHOUT = (errno.ENOTTY, errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP, errno.EPERM, errno.ENODEV)
-
-
-def lacking(fd: Fd, request: str, code: int) -> str:
+def lacking(fd: Fd, request: str) -> str:
     """Return a hint that names the capability that `request` on `fd` needs and this KVM lacks, or ""."""
-    if code not in WITHOUT:
-        return ""
     kind = type(fd).__name__
     needed = [e.capability for e in entries() if e.kind == kind and e.request == request and e.capability]
     if not needed:
         return ""
     name = f"KVM_CAP_{needed[0]}"
-    present = _check(fd, needed[0])
+    present = _check(fd, vars(basic)[name])
     if present is None:
         return f"it needs {name}"
     return "" if present else f"this KVM lacks {name}, which this needs"
 
 
-def _check(fd: Fd, name: str) -> int | None:
+def _check(fd: Fd, cap: int) -> int | None:
     """Return what KVM says about the capability, None when it cannot be asked."""
-    from .abi.caps import Cap
-    from .errors import KvmError
-
     asked: Any = fd
     while asked is not None and not hasattr(asked, "check_extension"):
         asked = asked.parent
     try:
-        return None if asked is None else int(asked.check_extension(Cap[name]))
+        return None if asked is None else int(asked.check_extension(cap))
     except KvmError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .attributes import get_attribute, has_attribute, set_attribute
 from .fd import Fd
 
 
@@ -15,8 +16,6 @@ class DeviceFd(Fd):
 
         Needs KVM_CAP_DEVICE_CTRL.
         """
-        from .attributes import has_attribute
-
         return has_attribute(self, group, attr)
 
     def get_device_attr(self, group: int, attr: int, size: int = 8) -> bytes:
@@ -24,8 +23,6 @@ class DeviceFd(Fd):
 
         Needs KVM_CAP_DEVICE_CTRL.
         """
-        from .attributes import get_attribute
-
         return get_attribute(self, group, attr, size)
 
     def set_device_attr(self, group: int, attr: int, data: bytes) -> None:
@@ -33,6 +30,4 @@ class DeviceFd(Fd):
 
         Needs KVM_CAP_DEVICE_CTRL.
         """
-        from .attributes import set_attribute
-
         set_attribute(self, group, attr, data)

@@ -8,12 +8,19 @@ import os
 from ..errors import PyvcpuError
 
 # What an error number means for a request, where the manual (Documentation/virt/kvm/api.rst) or the kernel's source
-# says more than strerror does. An entry under "" holds for every request without one of its own.
+# says more than strerror does. An entry under "" holds for every request without one of its own. Errors that say that
+# something has run out must be here: hints.py, which has the rarer ones, may be impossible to load then.
 HINTS: dict[tuple[str, int], str] = {
     ("", errno.ENOTTY): "this KVM does not know the request, or the file is not a KVM device",
     ("", errno.EIO): "a VM can only be used by the process that created it, not by a forked child",
     ("", errno.EBADF): "the fd was closed",
-    ("", errno.ENOMEM): "the kernel has no memory left for this",
+    (
+        "",
+        errno.ENOMEM,
+    ): "the kernel has no memory left for this, or this process may have no more (ulimit -v, cgroup)",
+    ("", errno.EMFILE): "this process has as many files open as it may (ulimit -n)",
+    ("", errno.ENFILE): "the system has as many files open as it may (sysctl fs.file-max)",
+    ("", errno.EAGAIN): "the kernel could not start a thread that it needs for this (ulimit -u, pids.max)",
     ("KVM_GET_API_VERSION", errno.ENOTTY): "this is not a KVM device; the usual one is /dev/kvm",
     ("KVM_CREATE_VM", errno.ENOMEM): "the kernel has no memory left for another VM",
     ("KVM_CREATE_VM", errno.EBUSY): "another hypervisor holds the processor's virtualization",
@@ -75,8 +82,11 @@ class KvmError(PyvcpuError, OSError):
 
 
 def _rare_hint(ioctl: str, code: int) -> str:
-    from .hints import RARE_HINTS
-
+    """Return the hint of hints.py; "" where that cannot be loaded, because files or memory have run out."""
+    try:
+        from .hints import RARE_HINTS
+    except (ImportError, OSError, MemoryError):
+        return ""
     return RARE_HINTS.get((ioctl, code), "")
 
 
@@ -102,12 +112,12 @@ def _open_hint(path: str, code: int) -> str:
 
 
 def _group_hint(path: str) -> str:
-    import grp
-
     try:
+        import grp
+
         status = os.stat(path)
         group = grp.getgrgid(status.st_gid).gr_name
-    except (OSError, KeyError):
+    except (ImportError, OSError, KeyError, MemoryError):
         return "ask the administrator for access to it"
     if status.st_mode & 0o060 == 0o060 and status.st_gid != 0:
         return f"it belongs to group {group}: sudo usermod -aG {group} $USER, then log in again"

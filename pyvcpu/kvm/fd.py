@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from _warnings import warn
 
 from .abi.base import Ioctl
 from .errors import HINTS, KvmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from typing import Protocol, Self
+    from collections.abc import Callable, Iterable
+    from typing import Protocol, Self, TypeVar
 
     from .kernel import Kernel
 
@@ -19,26 +21,58 @@ if TYPE_CHECKING:  # mypy reads this as True
 
         def fileno(self) -> int: ...
 
+    Made = TypeVar("Made", bound="Fd")
+
 
 U8, U16, U32, U64 = 0xFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 INT_MAX = 0x7FFF_FFFF
 PAGE = 4096
 
 
+# What KVM answers to a request whose capability it lacks; it has other reasons for other errors.
+WITHOUT_CAPABILITY = (errno.ENOTTY, errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP, errno.EPERM, errno.ENODEV)
+
+
 class Fd:
     """An open file descriptor of KVM; its owner closes it, best with `with`.
 
     Any thread may call any method: the kernel serializes the requests of one fd. A vCPU's requests wait while the
-    vCPU is in KVM_RUN. `parent` is the fd that this one came from: of a vCPU its VM, of a VM the system.
+    vCPU is in KVM_RUN. `parent` is the fd that this one came from: of a vCPU its VM, of a VM the system. An object that
+    is dropped before it was closed closes its fd and gives a ResourceWarning.
+
+    After a fork the child has copies of the fds. close() there closes the copies, and the VM lives on in the parent.
     """
 
-    __slots__ = ("fd", "kernel", "parent", "where")
+    # _numbers holds the fd from the moment that the kernel gave it; _once gives it to whoever closes it.
+    __slots__ = ("_numbers", "_once", "fd", "kernel", "parent", "where")
 
-    def __init__(self, kernel: Kernel, fd: int, where: str = "", parent: Fd | None = None) -> None:
+    def __init__(self, kernel: Kernel, fd: int = -1, where: str = "", parent: Fd | None = None) -> None:
         self.kernel = kernel
-        self.fd = fd
         self.where = where
         self.parent = parent
+        self._numbers = [fd] if fd >= 0 else []
+        self._once = iter(self._numbers)
+        self.fd = fd
+
+    def _own(self, answer: Iterable[int]) -> int:
+        """Become the owner of the fd that `answer`, an iterator in C, gets from the kernel; return it, or -1.
+
+        The number goes from the kernel into the object without a line of Python in between. A Ctrl-C comes before or
+        after: then the object is dropped, and closes its fd.
+        """
+        self._numbers.extend(answer)
+        self.fd = self._numbers[0]
+        if self.fd < 0:
+            self._numbers.clear()
+        return self.fd
+
+    def create(self, kind: type[Made], request: Ioctl, argument: int | ctypes._CData = 0, where: str = "") -> Made:
+        """Make `request`, which gives a new fd, and return the object of `kind` that owns it. Errors: as ioctl()."""
+        value = _value(request, argument)
+        made = kind(self.kernel, -1, where, self)
+        if made._own(map(self.kernel.ioctl, (self.fd,), (request.number,), (value,))) < 0:
+            raise self._refusal(request.name, where)
+        return made
 
     def fileno(self) -> int:
         """Return the number of the file descriptor, -1 after close()."""
@@ -51,39 +85,48 @@ class Fd:
         varying length behind their head), or 0 for none. Raise KvmError, which names the request, where the kernel
         refuses it, and `where` or this fd's own.
         """
-        if not isinstance(request, Ioctl):
-            raise TypeError(f"a request must be an Ioctl, such as abi.KVM_RUN, not {request!r}")
-        if isinstance(argument, int):
-            value = argument
-            if value and (request.argument is not None or not 0 < value <= U64):
-                raise _unfit(request, argument)
-        else:
-            kind = request.argument
-            if kind is None or not (
-                isinstance(argument, kind)
-                or (isinstance(argument, ctypes.Array) and ctypes.sizeof(argument) >= ctypes.sizeof(kind))
-            ):
-                raise _unfit(request, argument)
-            value = ctypes.addressof(argument)
+        value = _value(request, argument)
         result = self.kernel.ioctl(self.fd, request.number, value)
         if result < 0:
-            code = self.kernel.errno()
-            raise KvmError(request.name, code, where or self.where, self._lacking(request.name, code))
+            raise self._refusal(request.name, where)
         return result
+
+    def _refusal(self, name: str, where: str) -> KvmError:
+        """Return the error of the request `name`, which the kernel has just refused."""
+        code = self.kernel.errno()
+        return KvmError(name, code, where or self.where, self._lacking(name, code))
 
     def _lacking(self, name: str, code: int) -> str:
         """Return a hint that names the capability that the request `name` needs and this KVM lacks, or ""."""
-        if (name, code) in HINTS or code in (errno.EBADF, errno.EIO):
+        if (name, code) in HINTS or code not in WITHOUT_CAPABILITY:
             return ""
-        from .catalogue import lacking
-
-        return lacking(self, name, code)
+        try:
+            from .catalogue import lacking
+        except (ImportError, OSError, MemoryError):  # no file can be opened any more: the error matters, not the hint
+            return ""
+        return lacking(self, name)
 
     def close(self) -> None:
-        """Close the fd; closing again does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            self.kernel.close(fd)
+        """Close the fd; closing again does nothing. Any thread, several at once.
+
+        map() takes the number and closes it in one step of C: no other thread gets the number, too, and no Ctrl-C can
+        come between. One that comes before leaves it to the next close().
+        """
+        self.fd = -1
+        for _ in map(self.kernel.close, self._once):
+            pass
+
+    def __del__(self, warn: Callable[..., object] = warn) -> None:
+        """Close what was left open, and say so. `warn` is an argument so that it is there when Python shuts down."""
+        try:
+            left_open = self.fd >= 0
+        except AttributeError:  # __init__ never came so far
+            return
+        try:
+            if left_open:
+                warn(f"{self!r} was dropped without close()", ResourceWarning, 2, self)
+        finally:
+            self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +136,23 @@ class Fd:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} fd={self.fd}{' ' if self.where else ''}{self.where}>"
+
+
+def _value(request: Ioctl, argument: int | ctypes._CData) -> int:
+    """Return what the kernel gets as the argument of `request`; raise TypeError or ValueError where it does not fit."""
+    if not isinstance(request, Ioctl):
+        raise TypeError(f"a request must be an Ioctl, such as abi.KVM_RUN, not {request!r}")
+    kind = request.argument
+    if isinstance(argument, int):
+        if argument and (kind is not None or not 0 < argument <= U64):
+            raise _unfit(request, argument)
+        return argument
+    if kind is None or not (
+        isinstance(argument, kind)
+        or (isinstance(argument, ctypes.Array) and ctypes.sizeof(argument) >= ctypes.sizeof(kind))
+    ):
+        raise _unfit(request, argument)
+    return ctypes.addressof(argument)
 
 
 def _unfit(request: Ioctl, argument: object) -> Exception:

@@ -9,8 +9,6 @@ NOT_ENCRYPTED = "the VM's type is not encrypted, or the host cannot encrypt gues
 # As errors.HINTS, which has those that a boot can meet.
 RARE_HINTS: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VM", errno.EINVAL): "this KVM does not know this type of VM; KVM_CAP_VM_TYPES tells which it knows",
-    ("KVM_CREATE_VM", errno.EMFILE): "this process has as many files open as it may (ulimit -n)",
-    ("KVM_CREATE_VCPU", errno.EMFILE): "this process has as many files open as it may (ulimit -n)",
     ("KVM_GET_MSR_INDEX_LIST", errno.E2BIG): "the list has more MSRs than there is room for; nmsrs now says how many",
     ("KVM_GET_MSR_FEATURE_INDEX_LIST", errno.E2BIG): "the list has more MSRs than there is room for; see nmsrs",
     ("KVM_GET_MSRS", errno.E2BIG): "fewer than 256 MSRs go into one request",

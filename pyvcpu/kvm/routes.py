@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from .abi import irq as abi
 from .fd import U32, U64, in_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Iterable
     from typing import ClassVar
+
+    from .vm import VmFd
+
+MAX_ROUTES = 4096  # KVM_MAX_IRQ_ROUTES in the kernel's source
 
 
 class Route:
@@ -111,3 +118,21 @@ class XenEvtchnRoute(Route):
         target = entry.u.xen_evtchn
         target.port, target.vcpu, target.priority = self.port, self.vcpu, self.priority
         return entry
+
+
+def set_gsi_routing(vm: VmFd, routes: Iterable[Route]) -> None:
+    """Set where all lines go: IrqchipRoute, MsiRoute, HvSintRoute or XenEvtchnRoute each; a line may have several.
+
+    KVM_SET_GSI_ROUTING, api.rst 4.52. Needs KVM_CAP_IRQ_ROUTING.
+    """
+    entries = [_entry(route) for route in routes]
+    if len(entries) > MAX_ROUTES:
+        raise ValueError(f"at most {MAX_ROUTES} routes, not {len(entries)}")
+    raw = bytes(abi.kvm_irq_routing(nr=len(entries))) + b"".join(map(bytes, entries))
+    vm.ioctl(abi.KVM_SET_GSI_ROUTING, ctypes.create_string_buffer(raw, len(raw)))
+
+
+def _entry(route: Route) -> abi.kvm_irq_routing_entry:
+    if not isinstance(route, Route):
+        raise TypeError(f"a route must be an IrqchipRoute, MsiRoute, HvSintRoute or XenEvtchnRoute, not {route!r}")
+    return route.entry()

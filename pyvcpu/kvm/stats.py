@@ -6,6 +6,7 @@ import ctypes
 import os
 
 from .abi import stats as abi
+from .errors import KvmError
 from .fd import Fd
 
 TYPE_CHECKING = False
@@ -76,14 +77,12 @@ class StatsFd(Fd):
         try:
             return os.pread(self.fd, length, offset)
         except OSError as error:
-            from .errors import KvmError
-
             raise KvmError("pread", error.errno or 0, self.where) from None
 
 
-def open_stats(fd: Fd) -> int:
-    """Return a new file descriptor with the statistics of `fd`, a VM or vCPU."""
-    return fd.ioctl(abi.KVM_GET_STATS_FD)
+def open_stats(fd: Fd, where: str) -> StatsFd:
+    """Return the statistics of `fd`, a VM or vCPU; `where` is what messages call them."""
+    return fd.create(StatsFd, abi.KVM_GET_STATS_FD, where=where)
 
 
 def _text(raw: bytes) -> str:

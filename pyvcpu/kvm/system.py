@@ -8,32 +8,42 @@ from .abi import basic as abi
 from .cpuid import CpuidTable
 from .errors import KvmError, explain_open
 from .fd import U32, Fd, in_range
-from .kernel import Kernel
+from .kernel import LinuxKernel
+from .lazy import LazyModule
 from .vm import VmFd
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from . import system_more
+    from .kernel import Kernel
+else:
+    system_more = LazyModule("pyvcpu.kvm.system_more")
 
 DEVICE = "/dev/kvm"
 
 
-class KvmCore(Fd):
-    """What every boot needs of Kvm."""
+class Kvm(Fd):
+    """An open /dev/kvm: what this host's KVM can do, and where VMs come from.
+
+    >>> with Kvm() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+    ...     vcpu.get_regs().rip
+    65520
+    """
 
     __slots__ = ("mmap_size", "path")
 
     def __init__(self, path: str = DEVICE, kernel: Kernel | None = None) -> None:
-        """Open `path` and ask KVM_GET_API_VERSION.
+        """Open `path` and ask KVM_GET_API_VERSION; `kernel` is who is asked, LinuxKernel if not given.
 
         Raise KvmError when it is missing, forbidden, not a KVM device, or of another API version than 12.
         """
-        kernel = kernel or Kernel()
-        try:
-            fd = kernel.open(path)
-        except OSError as error:
-            raise explain_open(path, error) from None
-        super().__init__(kernel, fd)
+        super().__init__(kernel or LinuxKernel())
         self.path = path
         self.mmap_size = 0
+        try:
+            self._own(map(self.kernel.open, (path,)))
+        except OSError as error:
+            raise explain_open(path, error) from None
         try:
             self._require_api_version()
         except BaseException:
@@ -85,43 +95,23 @@ class KvmCore(Fd):
     def create_vm(self, vm_type: int = 0) -> VmFd:
         """Create a VM without memory, processors or devices (KVM_CREATE_VM, api.rst 4.2).
 
-        A signal may interrupt the kernel while it sets the VM up; the request is then made again.
+        A signal can interrupt the kernel while it sets the VM up; the request is then made again.
         """
         in_range("a VM type", vm_type, U32)
         while True:
             try:
-                return VmFd(self.kernel, self.ioctl(abi.KVM_CREATE_VM, vm_type), "", self)
+                return self.create(VmFd, abi.KVM_CREATE_VM, vm_type)
             except KvmError as error:
                 if error.errno != errno.EINTR:
                     raise
 
-
-if TYPE_CHECKING:
-    from .system_more import KvmMore as _KvmBase
-else:
-    _KvmBase = KvmCore
-
-
-class Kvm(_KvmBase):
-    """An open /dev/kvm: what this host's KVM can do, and where VMs come from.
-
-    Its rarer methods are in system_more, which is imported when the first of them is asked for.
-
-    >>> with Kvm() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
-    ...     vcpu.get_regs().rip
-    65520
-    """
-
-    __slots__ = ()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> object:
-            from . import themes as themes  # gives Kvm, VmFd and VcpuFd the rest of their bases
-
-            return object.__getattribute__(self, name)
-
-        def __dir__(self) -> list[str]:
-            from . import themes as themes
-
-            return list(object.__dir__(self))
+    # The rarer requests, loaded when first used.
+    # system_more.py
+    get_msr_index_list = system_more.get_msr_index_list
+    get_msr_feature_index_list = system_more.get_msr_feature_index_list
+    get_msrs = system_more.get_msrs
+    get_emulated_cpuid = system_more.get_emulated_cpuid
+    get_supported_hv_cpuid = system_more.get_supported_hv_cpuid
+    x86_get_mce_cap_supported = system_more.x86_get_mce_cap_supported
+    has_device_attr = system_more.has_device_attr
+    get_device_attr = system_more.get_device_attr

@@ -9,6 +9,7 @@ from .abi import basic as abi
 from .cpuid import CpuidTable
 from .errors import KvmError
 from .fd import U32, U64, Fd, in_range
+from .lazy import LazyModule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -16,11 +17,17 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Iterable
     from typing import Any
 
+    from . import vcpu_control, vcpu_msr, vcpu_state
+else:
+    vcpu_control = LazyModule("pyvcpu.kvm.vcpu_control")
+    vcpu_msr = LazyModule("pyvcpu.kvm.vcpu_msr")
+    vcpu_state = LazyModule("pyvcpu.kvm.vcpu_state")
+
 RUN_AGAIN = (errno.EINTR, errno.EAGAIN)
 
 
-class VcpuCore(Fd):
-    """What every boot needs of VcpuFd."""
+class VcpuFd(Fd):
+    """A vCPU: its registers and KVM_RUN. KVM wants its requests from one thread, and warns of slowness otherwise."""
 
     __slots__ = ()
 
@@ -28,7 +35,10 @@ class VcpuCore(Fd):
         """Map struct kvm_run and what follows it; `size` is Kvm.get_vcpu_mmap_size()."""
         if size != self._mmap_size():  # a page behind the end would end the process with SIGBUS when touched
             raise ValueError(f"size must be Kvm.get_vcpu_mmap_size(), {self._mmap_size():#x}, not {size!r}")
-        return self.kernel.mmap(self.fd, size)
+        try:
+            return self.kernel.mmap(self.fd, size)
+        except OSError as error:
+            raise KvmError("mmap", error.errno or 0, self.where) from None
 
     def _mmap_size(self) -> int:
         kvm: Any = self.parent and self.parent.parent
@@ -121,34 +131,52 @@ class VcpuCore(Fd):
         raw = bytes(head) + bits.to_bytes(8, "little")
         self.ioctl(abi.KVM_SET_SIGNAL_MASK, ctypes.create_string_buffer(raw, len(raw)))
 
-
-if TYPE_CHECKING:
-    from .vcpu_control import VcpuControl
-    from .vcpu_msr import VcpuMsr
-    from .vcpu_state import VcpuState
-
-    class _VcpuBase(VcpuState, VcpuMsr, VcpuControl):
-        __slots__ = ()
-else:
-    _VcpuBase = VcpuCore
-
-
-class VcpuFd(_VcpuBase):
-    """A vCPU: its registers and KVM_RUN. KVM wants its requests from one thread, and warns of slowness otherwise.
-
-    Its rarer methods are in vcpu_state, vcpu_msr and vcpu_control, imported when the first of them is asked for.
-    """
-
-    __slots__ = ()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> object:
-            from . import themes as themes  # gives Kvm, VmFd and VcpuFd the rest of their bases
-
-            return object.__getattribute__(self, name)
-
-        def __dir__(self) -> list[str]:
-            from . import themes as themes
-
-            return list(object.__dir__(self))
+    # The rarer requests, loaded when first used.
+    # vcpu_state.py
+    get_sregs2 = vcpu_state.get_sregs2
+    set_sregs2 = vcpu_state.set_sregs2
+    get_fpu = vcpu_state.get_fpu
+    set_fpu = vcpu_state.set_fpu
+    get_lapic = vcpu_state.get_lapic
+    set_lapic = vcpu_state.set_lapic
+    get_vcpu_events = vcpu_state.get_vcpu_events
+    set_vcpu_events = vcpu_state.set_vcpu_events
+    get_debugregs = vcpu_state.get_debugregs
+    set_debugregs = vcpu_state.set_debugregs
+    get_xsave = vcpu_state.get_xsave
+    get_xsave2 = vcpu_state.get_xsave2
+    set_xsave = vcpu_state.set_xsave
+    get_xcrs = vcpu_state.get_xcrs
+    set_xcrs = vcpu_state.set_xcrs
+    get_nested_state = vcpu_state.get_nested_state
+    set_nested_state = vcpu_state.set_nested_state
+    get_one_reg = vcpu_state.get_one_reg
+    set_one_reg = vcpu_state.set_one_reg
+    get_reg_list = vcpu_state.get_reg_list
+    # vcpu_msr.py
+    get_msrs = vcpu_msr.get_msrs
+    set_msrs = vcpu_msr.set_msrs
+    set_cpuid = vcpu_msr.set_cpuid
+    get_supported_hv_cpuid = vcpu_msr.get_supported_hv_cpuid
+    x86_setup_mce = vcpu_msr.x86_setup_mce
+    x86_set_mce = vcpu_msr.x86_set_mce
+    set_tsc_khz = vcpu_msr.set_tsc_khz
+    kvmclock_ctrl = vcpu_msr.kvmclock_ctrl
+    has_device_attr = vcpu_msr.has_device_attr
+    get_device_attr = vcpu_msr.get_device_attr
+    set_device_attr = vcpu_msr.set_device_attr
+    # vcpu_control.py
+    interrupt = vcpu_control.interrupt
+    nmi = vcpu_control.nmi
+    smi = vcpu_control.smi
+    set_guest_debug = vcpu_control.set_guest_debug
+    tpr_access_reporting = vcpu_control.tpr_access_reporting
+    set_vapic_addr = vcpu_control.set_vapic_addr
+    enable_cap = vcpu_control.enable_cap
+    pre_fault_memory = vcpu_control.pre_fault_memory
+    coalesced_ring = vcpu_control.coalesced_ring
+    map_dirty_ring = vcpu_control.map_dirty_ring
+    get_stats_fd = vcpu_control.get_stats_fd
+    xen_vcpu_get_attr = vcpu_control.xen_vcpu_get_attr
+    xen_vcpu_set_attr = vcpu_control.xen_vcpu_set_attr
+    memory_encrypt_op = vcpu_control.memory_encrypt_op

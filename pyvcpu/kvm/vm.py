@@ -7,26 +7,34 @@ from _thread import allocate_lock
 
 from .abi import basic as abi
 from .fd import U32, U64, Fd, in_range
+from .lazy import LazyModule
 from .vcpu import VcpuFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    from . import routes, vm_guests, vm_io, vm_irq, vm_memory
     from .kernel import Kernel
+else:
+    routes = LazyModule("pyvcpu.kvm.routes")
+    vm_guests = LazyModule("pyvcpu.kvm.vm_guests")
+    vm_io = LazyModule("pyvcpu.kvm.vm_io")
+    vm_irq = LazyModule("pyvcpu.kvm.vm_irq")
+    vm_memory = LazyModule("pyvcpu.kvm.vm_memory")
 
-DIRTY_RINGS = (192, 223)  # KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL
+DIRTY_RINGS = (abi.KVM_CAP_DIRTY_LOG_RING, abi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
 
 
-class VmCore(Fd):
-    """What every boot needs of VmFd.
+class VmFd(Fd):
+    """A VM: memory slots, interrupt controllers, and where vCPUs come from. Usable only in the process that made it.
 
-    `slots_lock` guards `slot_sizes` (bytes by slot, as set through this object) and makes a change of a slot and its
-    entry one step. `dirty_ring_bytes` and `kept` (memory that the kernel reads whenever it likes) are set before the
-    first vCPU, by one thread.
+    `slot_sizes` has the bytes of each slot that was set through this object. `slots_lock` guards it, and is held while
+    a slot is changed, so that the slot and its entry change together. `dirty_ring_bytes` and `kept` (memory that the
+    kernel may read at any time) are set before the first vCPU, by one thread.
     """
 
     __slots__ = ("dirty_ring_bytes", "kept", "slot_sizes", "slots_lock")
 
-    def __init__(self, kernel: Kernel, fd: int, where: str = "", parent: Fd | None = None) -> None:
+    def __init__(self, kernel: Kernel, fd: int = -1, where: str = "", parent: Fd | None = None) -> None:
         super().__init__(kernel, fd, where, parent)
         self.slots_lock = allocate_lock()
         self.slot_sizes: dict[int, int] = {}
@@ -47,7 +55,7 @@ class VmCore(Fd):
         """
         in_range("a vCPU id", vcpu_id, U32)
         where = f"vCPU {vcpu_id}"
-        return VcpuFd(self.kernel, self.ioctl(abi.KVM_CREATE_VCPU, vcpu_id, where), where, self)
+        return self.create(VcpuFd, abi.KVM_CREATE_VCPU, vcpu_id, where)
 
     def set_user_memory_region(
         self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, flags: int = 0
@@ -103,35 +111,51 @@ class VmCore(Fd):
         if cap in DIRTY_RINGS and args:
             self.dirty_ring_bytes = args[0]
 
-
-if TYPE_CHECKING:
-    from .vm_guests import VmGuests
-    from .vm_io import VmIo
-    from .vm_irq import VmIrq
-    from .vm_memory import VmMemory
-
-    class _VmBase(VmIrq, VmMemory, VmIo, VmGuests):
-        __slots__ = ()
-else:
-    _VmBase = VmCore
-
-
-class VmFd(_VmBase):
-    """A VM: memory slots, interrupt controllers, and where vCPUs come from. Usable only in the process that made it.
-
-    Its rarer methods are in vm_irq, vm_memory, vm_io and vm_guests, imported when the first of them is asked for.
-    """
-
-    __slots__ = ()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> object:
-            from . import themes as themes  # gives Kvm, VmFd and VcpuFd the rest of their bases
-
-            return object.__getattribute__(self, name)
-
-        def __dir__(self) -> list[str]:
-            from . import themes as themes
-
-            return list(object.__dir__(self))
+    # The rarer requests, loaded when first used.
+    # vm_irq.py
+    irq_line = vm_irq.irq_line
+    irq_line_status = vm_irq.irq_line_status
+    get_irqchip = vm_irq.get_irqchip
+    set_irqchip = vm_irq.set_irqchip
+    create_pit = vm_irq.create_pit
+    create_pit2 = vm_irq.create_pit2
+    get_pit = vm_irq.get_pit
+    set_pit = vm_irq.set_pit
+    get_pit2 = vm_irq.get_pit2
+    set_pit2 = vm_irq.set_pit2
+    reinject_control = vm_irq.reinject_control
+    set_boot_cpu_id = vm_irq.set_boot_cpu_id
+    irqfd = vm_irq.irqfd
+    signal_msi = vm_irq.signal_msi
+    # routes.py
+    set_gsi_routing = routes.set_gsi_routing
+    # vm_memory.py
+    set_user_memory_region2 = vm_memory.set_user_memory_region2
+    set_memory_attributes = vm_memory.set_memory_attributes
+    create_guest_memfd = vm_memory.create_guest_memfd
+    get_dirty_log = vm_memory.get_dirty_log
+    clear_dirty_log = vm_memory.clear_dirty_log
+    reset_dirty_rings = vm_memory.reset_dirty_rings
+    set_nr_mmu_pages = vm_memory.set_nr_mmu_pages
+    get_nr_mmu_pages = vm_memory.get_nr_mmu_pages
+    # vm_io.py
+    ioeventfd = vm_io.ioeventfd
+    register_coalesced_mmio = vm_io.register_coalesced_mmio
+    unregister_coalesced_mmio = vm_io.unregister_coalesced_mmio
+    # vm_guests.py
+    get_clock = vm_guests.get_clock
+    set_clock = vm_guests.set_clock
+    get_tsc_khz = vm_guests.get_tsc_khz
+    set_tsc_khz = vm_guests.set_tsc_khz
+    x86_set_msr_filter = vm_guests.x86_set_msr_filter
+    set_pmu_event_filter = vm_guests.set_pmu_event_filter
+    create_device = vm_guests.create_device
+    get_stats_fd = vm_guests.get_stats_fd
+    xen_hvm_config = vm_guests.xen_hvm_config
+    xen_hvm_get_attr = vm_guests.xen_hvm_get_attr
+    xen_hvm_set_attr = vm_guests.xen_hvm_set_attr
+    xen_hvm_evtchn_send = vm_guests.xen_hvm_evtchn_send
+    hyperv_eventfd = vm_guests.hyperv_eventfd
+    memory_encrypt_op = vm_guests.memory_encrypt_op
+    memory_encrypt_reg_region = vm_guests.memory_encrypt_reg_region
+    memory_encrypt_unreg_region = vm_guests.memory_encrypt_unreg_region

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from pyvcpu.kvm import Kvm, KvmError, VcpuFd, VmFd, abi
+from pyvcpu.kvm.abi.base import Ioctl
 from pyvcpu.kvm.fd import Fd
-from pyvcpu.kvm.vcpu import VcpuCore
 
 DEVICE = os.environ.get("PYVCPU_KVM", "/dev/kvm")
 HOSTS = Path(__file__).with_name("hosts.json")
@@ -40,24 +40,29 @@ def note(fd: Fd, request: str, answer: str) -> None:
 @pytest.fixture(autouse=True)
 def record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Watch the requests of a test."""
-    ioctl: Callable[..., int] = Fd.ioctl
-    run: Callable[..., int] = VcpuCore.run
 
-    def watched(self: Fd, request: Any, *arguments: Any) -> int:
-        try:
-            result = ioctl(self, request, *arguments)
-        except KvmError as error:
-            note(self, request.name, errno.errorcode.get(error.errno or 0, "error"))
-            raise
-        note(self, request.name, "works")
-        return result
+    def watch(method: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(self: Fd, *arguments: Any, **named: Any) -> Any:
+            request = next(argument for argument in arguments if isinstance(argument, Ioctl))
+            try:
+                result = method(self, *arguments, **named)
+            except KvmError as error:
+                note(self, request.name, errno.errorcode.get(error.errno or 0, "error"))
+                raise
+            note(self, request.name, "works")
+            return result
+
+        return watched
+
+    run = VcpuFd.run
 
     def watched_run(self: VcpuFd) -> int:
         note(self, "KVM_RUN", "works")
         return run(self)
 
-    monkeypatch.setattr(Fd, "ioctl", watched)
-    monkeypatch.setattr(VcpuCore, "run", watched_run)
+    monkeypatch.setattr(Fd, "ioctl", watch(Fd.ioctl))
+    monkeypatch.setattr(Fd, "create", watch(Fd.create))
+    monkeypatch.setattr(VcpuFd, "run", watched_run)
 
 
 def pytest_sessionfinish() -> None:

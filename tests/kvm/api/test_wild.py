@@ -15,7 +15,6 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-import pyvcpu.kvm.themes  # noqa: F401  # the classes have all their methods from here on
 from pyvcpu.kvm import DeviceFd, Kvm, KvmError, VcpuFd, VmFd, abi
 from pyvcpu.kvm.catalogue import entries
 
