@@ -54,17 +54,21 @@ with Kvm() as kvm, kvm.create_vm() as vm:
         vm.set_gsi_routing([MsiRoute(24, 0xFEE00000, 0x31)])
 ```
 
-- Numbers are checked before the kernel sees them: `ValueError` for one that does not fit, `TypeError` for what is no
-  number or another structure than the request takes.
-- What the kernel refuses is a `KvmError` with `ioctl`, `errno`, `where` and `hint`. When the KVM at hand lacks the
-  capability that a request needs, the hint names it. `MsrError` names the MSR.
-- What was registered (`irqfd()`, `ioeventfd()`, `register_coalesced_mmio()`, ...) is an object with `close()`, for
-  `with`.
-- Rarer methods are imported when the first of them is asked for: on an object, not on its class.
+- Numbers are checked before the kernel sees them. A number that does not fit raises `ValueError`; what is no number,
+  or another structure than the request takes, raises `TypeError`.
+- What the kernel refuses raises `KvmError`, with `ioctl`, `errno`, `where` and `hint`. The hint names the capability
+  that the request needs, when this KVM lacks it. `MsrError` names the MSR.
+- `irqfd()`, `ioeventfd()`, `register_coalesced_mmio()` and their like return an object. Its `close()` takes back what
+  was registered; it works with `with`.
+- Each class has all its methods from the start, for `dir()`, `help()`, `inspect` and type checkers. The code of the
+  rarer ones is imported when they are first looked up, because a start should not wait for it.
+- An object that is dropped before `close()` closes its file descriptor and gives a `ResourceWarning`. After a fork,
+  `close()` in the child closes the child's copies; the VM lives on in the parent.
+- `Kvm(path, kernel)` asks another kernel than the one below: `pyvcpu.kvm.Kernel` says what it must offer.
 
 *Since* is the kernel that brought the request to x86. *pvm* is kvm_pvm, a KVM without hardware support, under Linux
-6.18; *amd* is kvm_amd under Debian's Linux 6.1. There, "works" is what the tests saw succeed, an error name is the
-answer that they expect from that host, and a dash is not tried yet.
+6.18; *amd* is kvm_amd under Debian's Linux 6.1. "Works": the tests saw the request succeed there. The name of an error:
+the tests expect it there. A dash: not tried yet.
 """
 
 

@@ -40,7 +40,7 @@ class LazyMethod:
         """
         from importlib import import_module
 
-        function = vars(import_module(self._module))[self._name]
+        function = getattr(import_module(self._module), self._name)
         for kind in owner.__mro__:
             if vars(kind).get(self._name) is self:
                 setattr(kind, self._name, function)

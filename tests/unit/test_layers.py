@@ -125,6 +125,12 @@ class ImportWalk(ast.NodeVisitor):
         self.generic_visit(node)
         self.at_start_up = before
 
+    def visit_Call(self, node: ast.Call) -> None:
+        """Take LazyModule("pyvcpu.x") for the import that it becomes later."""
+        if getattr(node.func, "id", None) == "LazyModule" and isinstance(node.args[0], ast.Constant):
+            self.found.append(Import(str(node.args[0].value), node.lineno, self.at_run_time, at_start_up=False))
+        self.generic_visit(node)
+
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
             self.add(alias.name, node.lineno)
@@ -201,6 +207,42 @@ def manners_faults(module: Module) -> list[str]:
     return faults
 
 
+def import_graph(modules: list[Module], root: str, *, also_late: bool) -> dict[str, set[str]]:
+    """Return who imports whom at run time among the modules in `root`; `also_late`: also in functions, and lazily."""
+    known = frozenset(module.name for module in modules)
+    return {
+        module.name: {
+            found.target
+            for found in imports(module, known)
+            if found.target in known
+            and within(found.target, root)
+            and found.target != module.name
+            and found.at_run_time
+            and (also_late or found.at_start_up)
+        }
+        for module in modules
+        if within(module.name, root)
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return a way round for each import that closes a circle; none when the graph has no circle."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+        elif name not in done:
+            for target in sorted(graph.get(name, ())):
+                walk(target, [*path, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        walk(name, [])
+    return found
+
+
 MODULES = package_modules()
 KNOWN = frozenset(module.name for module in MODULES)
 
@@ -212,6 +254,18 @@ def test_there_is_a_package_to_walk() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 def test_imports_go_downward(module: Module) -> None:
     assert layer_faults(module, KNOWN) == []
+
+
+# Packages whose modules do not import in a circle, not even inside of functions. Add yours.
+WITHOUT_CIRCLES = ["pyvcpu.kvm"]
+
+
+@pytest.mark.parametrize("root", WITHOUT_CIRCLES)
+@pytest.mark.parametrize("also_late", [False, True], ids=["at start-up", "also late"])
+def test_nothing_imports_in_a_circle(root: str, also_late: bool) -> None:
+    graph = import_graph(MODULES, root, also_late=also_late)
+    assert sum(map(len, graph.values())) > len(graph) > 1, "there are imports to walk"
+    assert circles(graph) == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
@@ -266,6 +320,30 @@ def test_nothing_slow_comes_in_by_the_back_door() -> None:
 def test_layer_faults_are_found(name: str, source: str, fault: str) -> None:
     (found,) = layer_faults(Module(name, source))
     assert fault in found
+
+
+@pytest.mark.parametrize(
+    ("source", "at_start_up", "also_late"),
+    [
+        ("from . import b", True, True),
+        ("from .b import thing", True, True),
+        ("import pyvcpu.b", True, True),
+        ("def late():\n    from .b import thing", False, True),
+        ("if TYPE_CHECKING:\n    from . import b\nelse:\n    b = LazyModule('pyvcpu.b')", False, True),
+        ("if TYPE_CHECKING:\n    from . import b", False, False),
+        ("import os", False, False),
+    ],
+)
+def test_circles_are_found(source: str, at_start_up: bool, also_late: bool) -> None:
+    modules = [Module("pyvcpu.a", source), Module("pyvcpu.b", "from . import c"), Module("pyvcpu.c", "import pyvcpu.a")]
+    way = [["pyvcpu.a", "pyvcpu.b", "pyvcpu.c", "pyvcpu.a"]]
+    assert circles(import_graph(modules, "pyvcpu", also_late=False)) == (way if at_start_up else [])
+    assert circles(import_graph(modules, "pyvcpu", also_late=True)) == (way if also_late else [])
+
+
+def test_two_ways_to_a_module_are_no_circle() -> None:
+    assert circles({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+    assert circles({"a": {"b"}, "b": {"b"}}) == [["b", "b"]]
 
 
 @pytest.mark.parametrize(
