@@ -6,7 +6,7 @@ this KVM lacks.
 
 from __future__ import annotations
 
-from .abi import basic
+from .abi import capabilities
 from .errors import KvmError
 
 TYPE_CHECKING = False
@@ -181,7 +181,7 @@ def lacking(fd: Fd, request: str) -> str:
     if not needed:
         return ""
     name = f"KVM_CAP_{needed[0]}"
-    present = _check(fd, vars(basic)[name])
+    present = _check(fd, vars(capabilities)[name])
     if present is None:
         return f"it needs {name}"
     return "" if present else f"this KVM lacks {name}, which this needs"

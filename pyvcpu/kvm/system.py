@@ -7,9 +7,8 @@ import errno
 from .abi import basic as abi
 from .cpuid import CpuidTable
 from .errors import KvmError, explain_open
-from .fd import U32, Fd, in_range
+from .fd import U32, Fd, LazyModule, in_range
 from .kernel import LinuxKernel
-from .lazy import LazyModule
 from .vm import VmFd
 
 TYPE_CHECKING = False

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 
 from .abi import basic as abi
 from .cpuid import CpuidTable
 from .errors import KvmError
-from .fd import U32, U64, Fd, in_range
-from .lazy import LazyModule
+from .fd import U32, U64, Fd, LazyModule, in_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import mmap
-    from collections.abc import Iterable
     from typing import Any
 
     from . import vcpu_control, vcpu_msr, vcpu_state
@@ -115,22 +112,6 @@ class VcpuFd(Fd):
         """
         return self.ioctl(abi.KVM_GET_TSC_KHZ)
 
-    def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
-        """Block exactly the signals `blocked` while in KVM_RUN; None: the thread's own mask (KVM_SET_SIGNAL_MASK).
-
-        A signal that the thread blocks but `blocked` does not list makes KVM_RUN return EINTR and stays pending:
-        no handler runs. api.rst 4.21.
-        """
-        if blocked is None:
-            self.ioctl(abi.KVM_SET_SIGNAL_MASK, 0)
-            return
-        bits = 0
-        for number in blocked:
-            bits |= 1 << (in_range("a signal", number, 64, 1) - 1)
-        head = abi.kvm_signal_mask(len=8)  # the kernel's sigset has 64 bits
-        raw = bytes(head) + bits.to_bytes(8, "little")
-        self.ioctl(abi.KVM_SET_SIGNAL_MASK, ctypes.create_string_buffer(raw, len(raw)))
-
     # The rarer requests, loaded when first used.
     # vcpu_state.py
     get_sregs2 = vcpu_state.get_sregs2
@@ -170,6 +151,7 @@ class VcpuFd(Fd):
     nmi = vcpu_control.nmi
     smi = vcpu_control.smi
     set_guest_debug = vcpu_control.set_guest_debug
+    set_signal_mask = vcpu_control.set_signal_mask
     tpr_access_reporting = vcpu_control.tpr_access_reporting
     set_vapic_addr = vcpu_control.set_vapic_addr
     enable_cap = vcpu_control.enable_cap

@@ -12,7 +12,7 @@ from .fd import PAGE, U32, U64, in_range
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import mmap
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from .abi import sev, tdx, xen
@@ -49,6 +49,25 @@ def set_guest_debug(vcpu: VcpuFd, control: int, debugreg: Sequence[int] = ()) ->
     for i, value in enumerate(debugreg):
         request.arch.debugreg[i] = in_range(f"debug register {i}", value, U64)
     vcpu.ioctl(debug.KVM_SET_GUEST_DEBUG, request)
+
+
+def set_signal_mask(vcpu: VcpuFd, blocked: Iterable[int] | None) -> None:
+    """Block exactly the signals `blocked` while in KVM_RUN; None: the thread's own mask (KVM_SET_SIGNAL_MASK).
+
+    A signal that the thread blocks but `blocked` does not list makes KVM_RUN return EINTR and stays pending:
+    no handler runs. api.rst 4.21.
+    """
+    from .abi.state import KVM_SET_SIGNAL_MASK, kvm_signal_mask
+
+    if blocked is None:
+        vcpu.ioctl(KVM_SET_SIGNAL_MASK, 0)
+        return
+    bits = 0
+    for number in blocked:
+        bits |= 1 << (in_range("a signal", number, 64, 1) - 1)
+    head = kvm_signal_mask(len=8)  # the kernel's sigset has 64 bits
+    raw = bytes(head) + bits.to_bytes(8, "little")
+    vcpu.ioctl(KVM_SET_SIGNAL_MASK, ctypes.create_string_buffer(raw, len(raw)))
 
 
 def tpr_access_reporting(vcpu: VcpuFd, enabled: bool) -> None:

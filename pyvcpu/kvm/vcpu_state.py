@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 
-from .abi import basic, events, nested
+from .abi import capabilities, events, nested
 from .abi import state as abi
 from .errors import KvmError
 from .fd import U32, U64, bytes_of, in_range
@@ -123,7 +123,7 @@ def set_xsave(vcpu: VcpuFd, area: bytes) -> None:
 
 
 def _xsave_size(vcpu: VcpuFd) -> int:
-    return max(XSAVE_SIZE, _capability(vcpu, basic.KVM_CAP_XSAVE2))
+    return max(XSAVE_SIZE, _capability(vcpu, capabilities.KVM_CAP_XSAVE2))
 
 
 def _capability(vcpu: VcpuFd, cap: int) -> int:
@@ -155,7 +155,7 @@ def get_nested_state(vcpu: VcpuFd) -> bytes:
 
     KVM_GET_NESTED_STATE, api.rst 4.114. Needs KVM_CAP_NESTED_STATE.
     """
-    size = max(NESTED_HEAD, _capability(vcpu, basic.KVM_CAP_NESTED_STATE))  # the largest there is
+    size = max(NESTED_HEAD, _capability(vcpu, capabilities.KVM_CAP_NESTED_STATE))  # the largest there is
     while True:
         buffer = ctypes.create_string_buffer(size)
         head = nested.kvm_nested_state.from_buffer(buffer)

@@ -6,8 +6,7 @@ import ctypes
 from _thread import allocate_lock
 
 from .abi import basic as abi
-from .fd import U32, U64, Fd, in_range
-from .lazy import LazyModule
+from .fd import U32, U64, Fd, LazyModule, in_range
 from .vcpu import VcpuFd
 
 TYPE_CHECKING = False

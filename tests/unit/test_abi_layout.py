@@ -123,7 +123,7 @@ def test_the_index_is_up_to_date() -> None:
 
 @pytest.mark.parametrize(
     ("name", "loads"),
-    [("KVM_IRQFD", {"irq"}), ("Cap", {"caps"}), ("kvm_regs", {"basic"}), ("KVM_MSI_VALID_DEVID", {"irq"})],
+    [("KVM_IRQFD", {"irq"}), ("Cap", {"caps", "capabilities"}), ("kvm_regs", {"basic"}), ("KVM_MSI_VALID_DEVID", {"irq"})],
 )
 def test_a_name_loads_its_own_submodule_only(name: str, loads: set[str]) -> None:
     code = (

@@ -19,7 +19,7 @@ import pytest
 
 import pyvcpu.kvm
 from pyvcpu.kvm import CpuidTable, DeviceFd, DirtyRing, Kvm, Registration, StatsFd, VcpuFd, VmFd, abi
-from pyvcpu.kvm.lazy import LazyMethod, LazyModule
+from pyvcpu.kvm.fd import LazyMethod, LazyModule
 
 ROOT = Path(__file__).resolve().parents[2]
 KVM = ROOT / "pyvcpu/kvm"

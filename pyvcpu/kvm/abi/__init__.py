@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True; __getattr__ does it at run time
     from .base import Ioctl as Ioctl
     from .basic import *  # noqa: F403
+    from .capabilities import *  # noqa: F403
     from .caps import Cap as Cap
     from .clock import *  # noqa: F403
     from .debug import *  # noqa: F403

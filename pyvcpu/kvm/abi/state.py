@@ -1,4 +1,4 @@
-"""The state of a vCPU beyond its general registers: FPU, XSAVE, local APIC, SREGS2, single registers (asm/kvm.h)."""
+"""The state of a vCPU beyond its general registers: FPU, XSAVE, local APIC, SREGS2, single registers, signal mask."""
 
 from __future__ import annotations
 
@@ -125,6 +125,14 @@ class kvm_reg_list(Struct):
     _fields_ = [("n", u64), ("reg", u64 * 0)]
 
 
+class kvm_signal_mask(Struct):
+    """KVM_SET_SIGNAL_MASK argument: `len` bytes of kernel sigset follow it (linux/kvm.h)."""
+
+    __slots__ = ()
+    _fields_ = [("len", u32), ("sigset", u8 * 0)]
+
+
+KVM_SET_SIGNAL_MASK = IOW("KVM_SET_SIGNAL_MASK", 0x8B, kvm_signal_mask)
 KVM_GET_FPU = IOR("KVM_GET_FPU", 0x8C, kvm_fpu)
 KVM_SET_FPU = IOW("KVM_SET_FPU", 0x8D, kvm_fpu)
 KVM_GET_LAPIC = IOR("KVM_GET_LAPIC", 0x8E, kvm_lapic_state)
