@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
-from struct import Struct
 
-from .abi.ioevent import KVM_COALESCED_MMIO_MAX
-from .abi.memory import KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET
-from .fd import PAGE
+from .abi.layout import DIRTY_ENTRY, PAGE, RING_ENTRIES, RING_ENTRY, RING_FIRST, RING_HEAD, RING_INDICES
+from .abi.memory import KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_MASK, KVM_DIRTY_GFN_F_RESET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import mmap
     from typing import Self
-
-INDICES = Struct("<II")  # kvm_coalesced_mmio_ring: first, last
-FIRST = Struct("<I")
-WRITE = Struct("<QII8s")  # kvm_coalesced_mmio: phys_addr, len, pio, data
-DIRTY = Struct("<IIQ")  # kvm_dirty_gfn: flags, slot, offset
 
 
 class CoalescedWrite:
@@ -61,13 +54,13 @@ class CoalescedRing:
         """Take all writes out of the ring. Do it before serving any exit that they might come before."""
         writes = []
         with self.lock:
-            first, last = INDICES.unpack_from(self._run, self._at)
-            while first != last and first < KVM_COALESCED_MMIO_MAX:
-                place = self._at + INDICES.size + first * WRITE.size
-                address, length, pio, data = WRITE.unpack_from(self._run, place)
+            first, last = RING_INDICES.unpack_from(self._run, self._at)
+            while first != last and first < RING_ENTRIES:
+                place = self._at + RING_HEAD + first * RING_ENTRY.size
+                address, length, pio, data = RING_ENTRY.unpack_from(self._run, place)
                 writes.append(CoalescedWrite(address, data[:length], bool(pio)))
-                first = (first + 1) % KVM_COALESCED_MMIO_MAX
-                FIRST.pack_into(self._run, self._at, first)
+                first = (first + 1) % RING_ENTRIES
+                RING_FIRST.pack_into(self._run, self._at, first)
         return writes
 
 
@@ -83,7 +76,7 @@ class DirtyRing:
     def __init__(self, mapping: mmap.mmap) -> None:
         self._map = mapping
         self._next = 0
-        self.entries = len(mapping) // DIRTY.size
+        self.entries = len(mapping) // DIRTY_ENTRY.size
         self.lock = allocate_lock()
 
     def harvest(self) -> list[tuple[int, int]]:
@@ -91,10 +84,10 @@ class DirtyRing:
         found = []
         with self.lock:
             for _ in range(self.entries):
-                place = self._next * DIRTY.size
-                if self._map[place] & 3 != KVM_DIRTY_GFN_F_DIRTY:
+                place = self._next * DIRTY_ENTRY.size
+                if self._map[place] & KVM_DIRTY_GFN_F_MASK != KVM_DIRTY_GFN_F_DIRTY:
                     break
-                _, slot, offset = DIRTY.unpack_from(self._map, place)
+                _, slot, offset = DIRTY_ENTRY.unpack_from(self._map, place)
                 self._map[place] = KVM_DIRTY_GFN_F_RESET
                 found.append((slot, offset))
                 self._next = (self._next + 1) % self.entries

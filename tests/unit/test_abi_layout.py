@@ -5,16 +5,19 @@ Where no compiler or header is installed, the committed table (tests/unit/abi_la
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pyvcpu.kvm import abi
+from pyvcpu.kvm.abi import layout
 from pyvcpu.kvm.abi.base import Ioctl, Struct, Union
 from tools import abi_table
 
@@ -123,7 +126,12 @@ def test_the_index_is_up_to_date() -> None:
 
 @pytest.mark.parametrize(
     ("name", "loads"),
-    [("KVM_IRQFD", {"irq"}), ("Cap", {"caps", "capabilities"}), ("kvm_regs", {"basic"}), ("KVM_MSI_VALID_DEVID", {"irq"})],
+    [
+        ("KVM_IRQFD", {"irq"}),
+        ("Cap", {"caps", "capabilities"}),
+        ("kvm_regs", {"basic"}),
+        ("KVM_MSI_VALID_DEVID", {"irq"}),
+    ],
 )
 def test_a_name_loads_its_own_submodule_only(name: str, loads: set[str]) -> None:
     code = (
@@ -153,8 +161,6 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 
 def test_the_numbers_of_the_contract() -> None:
-    import ctypes
-
     assert abi.KVM_RUN.number == 0xAE80
     assert abi.KVM_RUN.name == "KVM_RUN"
     assert ctypes.sizeof(abi.kvm_regs) == 144
@@ -193,3 +199,109 @@ def test_enumerations_and_constants_are_the_same_numbers() -> None:
             assert abi.Cap[name.removeprefix("KVM_CAP_")] == value
         if name.startswith("KVM_EXIT_"):
             assert abi.Exit[name.removeprefix("KVM_EXIT_")] == value
+
+
+# layout.py says the same as the ctypes structures, for those who read the pages without them.
+
+
+def offset(kind: Any, *path: str) -> int:
+    """Return where the field at the end of `path` is in `kind`."""
+    at = 0
+    for name in path:
+        at += getattr(kind, name).offset
+        kind = next((its for field, its, *_ in kind._fields_ if field == name), None) or next(
+            dict(its._fields_)[name]
+            for field, its, *_ in kind._fields_
+            if field in kind._anonymous_ and name in dict(its._fields_)
+        )
+    return at
+
+
+@pytest.mark.parametrize(
+    ("ours", "path"),
+    [
+        (layout.REQUEST_INTERRUPT_WINDOW, ("request_interrupt_window",)),
+        (layout.IMMEDIATE_EXIT, ("immediate_exit",)),
+        (layout.EXIT_REASON, ("exit_reason",)),
+        (layout.READY_FOR_INTERRUPT_INJECTION, ("ready_for_interrupt_injection",)),
+        (layout.IF_FLAG, ("if_flag",)),
+        (layout.FLAGS, ("flags",)),
+        (layout.CR8, ("cr8",)),
+        (layout.APIC_BASE, ("apic_base",)),
+        (layout.EXIT_UNION, ("io",)),
+        (layout.MMIO_DATA, ("mmio", "data")),
+        (layout.EOI_VECTOR, ("eoi", "vector")),
+        (layout.VALID_REGS, ("kvm_valid_regs",)),
+        (layout.DIRTY_REGS, ("kvm_dirty_regs",)),
+        (layout.SYNC_REGS, ("s", "regs", "regs")),
+        (layout.SYNC_SREGS, ("s", "regs", "sregs")),
+        (layout.SYNC_EVENTS, ("s", "regs", "events")),
+    ],
+)
+def test_offsets_in_kvm_run(ours: int, path: tuple[str, ...]) -> None:
+    assert ours == offset(abi.kvm_run, *path)
+
+
+def test_every_offset_of_the_layout_is_compared() -> None:
+    numbers = {name for name, value in vars(layout).items() if name.isupper() and isinstance(value, int)}
+    assert len(numbers) == 16 + len({"PAGE", "PIO_DATA", "RING", "RING_HEAD", "RING_ENTRIES"})
+    structs = {name for name, value in vars(layout).items() if isinstance(value, struct.Struct)}
+    assert structs == {name for name, *_ in MEMBERS} | {"REASON_AND_IO", "REASON_AND_MMIO", "REASON_KEY_BYTE_RING"}
+
+
+RUN: dict[str, Any] = dict(abi.kvm_run._fields_)  # type: ignore[arg-type]  # no bit fields there
+UNION: dict[str, Any] = dict(RUN["exit"]._fields_)
+# (name in layout, structure, how many of its fields)
+MEMBERS: list[tuple[str, Any, int]] = [
+    ("IO", UNION["io"], 5),
+    ("MMIO", UNION["mmio"], 4),
+    ("RING_INDICES", abi.kvm_coalesced_mmio_ring, 2),
+    ("RING_FIRST", abi.kvm_coalesced_mmio_ring, 1),
+    ("RING_ENTRY", abi.kvm_coalesced_mmio, 4),
+    ("DIRTY_ENTRY", abi.kvm_dirty_gfn, 3),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "count"), MEMBERS, ids=[name for name, *_ in MEMBERS])
+def test_structs_have_the_fields_of_the_structures(name: str, kind: Any, count: int) -> None:
+    """Each field of the structure, filled with bytes of its own, comes out at the same place in the tuple."""
+    ours: struct.Struct = getattr(layout, name)
+    fields = [field[0] for field in kind._fields_][:count]
+    assert len(ours.unpack(bytes(ours.size))) == count
+    for place, field in enumerate(fields):
+        raw = bytearray(ctypes.sizeof(kind))
+        at, size = getattr(kind, field).offset, getattr(kind, field).size
+        raw[at : at + size] = bytes(range(1, size + 1))
+        values = ours.unpack_from(raw)
+        expected = (
+            bytes(range(1, size + 1)) if isinstance(values[place], bytes) else int.from_bytes(raw[at:][:size], "little")
+        )
+        assert values[place] == expected, field
+        assert [value for i, value in enumerate(values) if i != place and value not in (0, bytes(8))] == [], field
+
+
+def test_pages_and_ring() -> None:
+    assert layout.PIO_DATA == abi.KVM_PIO_PAGE_OFFSET * layout.PAGE
+    assert layout.RING == abi.KVM_COALESCED_MMIO_PAGE_OFFSET * layout.PAGE
+    assert ctypes.sizeof(abi.kvm_coalesced_mmio_ring) == layout.RING_HEAD
+    assert layout.RING_ENTRY.size == ctypes.sizeof(abi.kvm_coalesced_mmio)
+    assert layout.RING_ENTRIES == abi.KVM_COALESCED_MMIO_MAX
+    assert layout.DIRTY_ENTRY.size == ctypes.sizeof(abi.kvm_dirty_gfn)
+    assert layout.EXIT_UNION + ctypes.sizeof(RUN["exit"]) == layout.VALID_REGS
+
+
+def test_reads_of_several_things_at_once() -> None:
+    page = bytearray(3 * layout.PAGE)
+    run = abi.kvm_run.from_buffer(page)
+    run.exit_reason = 2
+    run.io.direction, run.io.size, run.io.port, run.io.count, run.io.data_offset = 1, 4, 0x3F8, 9, 4096
+    page[layout.PIO_DATA] = 0x41
+    layout.RING_INDICES.pack_into(page, layout.RING, 7, 8)
+    assert layout.REASON_AND_IO.unpack_from(page, layout.EXIT_REASON) == (2, 1, 4, 0x3F8, 9, 4096)
+    key = 1 | 4 << 8 | 0x3F8 << 16 | 9 << 32
+    assert layout.REASON_KEY_BYTE_RING.unpack_from(page, layout.EXIT_REASON) == (2, key, b"A", 7, 8)
+    run.exit_reason = 6
+    run.mmio.phys_addr, run.mmio.len, run.mmio.is_write = 0xD000_0000_1234, 8, 1
+    run.mmio.data[:] = list(range(8))
+    assert layout.REASON_AND_MMIO.unpack_from(page, layout.EXIT_REASON) == (6, 0xD000_0000_1234, bytes(range(8)), 8, 1)
+    del run
