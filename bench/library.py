@@ -74,11 +74,12 @@ def rate(kind: str, vcpus: int, seconds: float) -> float:
     counter = Counter(vcpus)
     with Machine("1M", vcpus, output=lambda data: None) as machine:
         if observed == "stats":
-            from pyvcpu.vcpu.observe import Stats
+            from pyvcpu.observe.stats import Stats
 
             machine.observe(Stats())
         elif observed == "trace":
-            from pyvcpu.trace import Timeline, Trace
+            from pyvcpu.observe.timeline import Timeline
+            from pyvcpu.observe.trace import Trace
 
             machine.observe(Trace(Timeline()))
         prepare(machine, counter)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .kvm import Kvm as Kvm
     from .kvm import KvmError as KvmError
     from .machine import Machine as Machine
+    from .machine.outcome import Outcome as Outcome
     from .memory import GuestMemory as GuestMemory
     from .memory import GuestMemoryError as GuestMemoryError
     from .memory import HostMemoryError as HostMemoryError
-    from .outcome import Outcome as Outcome
     from .vcpu import State as State
     from .vcpu import Vcpu as Vcpu
     from .x86.start import StartState as StartState
@@ -35,7 +35,7 @@ _HOME = {
     "Kvm": "kvm",
     "KvmError": "kvm",
     "Machine": "machine",
-    "Outcome": "outcome",
+    "Outcome": "machine.outcome",
     "Plan": "boot",
     "PyvcpuError": "errors",
     "StartState": "x86.start",

@@ -6,7 +6,7 @@ import gc
 from time import monotonic
 
 from ..errors import ConfigError
-from ..outcome import Outcome
+from ..machine.outcome import Outcome
 from ..posix import signal
 from . import INTERRUPTED, USAGE, complain, say
 from .console import Input
@@ -70,8 +70,6 @@ def run(options: SimpleNamespace) -> int:
     try:
         try:
             outcome = job.boot()
-            while options.reboot and outcome.reason == "reset":
-                outcome = job.boot()
         finally:
             whole = job.close()
     except OutputError as error:
@@ -86,7 +84,7 @@ def run(options: SimpleNamespace) -> int:
 
 
 class Job:
-    """What the command line asks for, checked and read; boot() can be called again for a reboot."""
+    """What the command line asks for, checked and read."""
 
     def __init__(self, options: SimpleNamespace) -> None:
         self._options = options
@@ -164,12 +162,21 @@ class Job:
                 name=options.image,
             )
             if watch is None:
-                return _run(machine, self._signals, output, self._timeout)
+                return self._run_to_end(machine, output)
             watch.begin(machine)
             try:
-                return _run(machine, self._signals, output, self._timeout)
+                return self._run_to_end(machine, output)
             finally:
                 watch.end(machine)
+
+    def _run_to_end(self, machine: Machine, output: Output) -> Outcome:
+        """Run until the guest ends, or asks for a reset that it is not to get; the timeout is that of the whole run."""
+        end = None if self._timeout is None else monotonic() + self._timeout
+        while True:
+            outcome = _run(machine, self._signals, output, end)
+            if not self._options.reboot or outcome.reason != "reset":
+                return outcome
+            machine.reset(reload=True)
 
     def _add_devices(self, machine: Machine) -> None:
         for disk in self._disks.devices if self._disks is not None else ():
@@ -192,9 +199,8 @@ def _quit(machine: Machine, output: Output) -> None:
     output.cancel()
 
 
-def _run(machine: Machine, signals: Signals, output: Output, timeout: float | None) -> Outcome:
-    """Do what Machine.run() does; a reader of our output that does not read cannot hold up the end."""
-    end = None if timeout is None else monotonic() + timeout
+def _run(machine: Machine, signals: Signals, output: Output, end: float | None) -> Outcome:
+    """Do what Machine.run() does, until the time `end`; a reader of our output that does not read cannot hold it up."""
     machine.start()
     if not gc.isenabled():  # in the command, before the first boot (see __main__.py)
         gc.freeze()  # modules stay
@@ -203,7 +209,7 @@ def _run(machine: Machine, signals: Signals, output: Output, timeout: float | No
         with signals:
             machine.resume()
             # Most guests that only say something are done by now: they need no thread for their output.
-            outcome = machine.wait(TICK if timeout is None else min(TICK, timeout))
+            outcome = machine.wait(TICK if end is None else min(TICK, _left(end) or 0))
         if outcome is None:
             output.start()
             with signals:

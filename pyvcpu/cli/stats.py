@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..errors import StateError
+from ..kvm.abi.capabilities import KVM_CAP_BINARY_STATS_FD
 from ..kvm.errors import KvmError
-from ..vcpu.observe import BY_ADDRESS, FINE, SHIFT, Stats, access_of, name_of
+from ..observe.stats import BY_ADDRESS, FINE, SHIFT, Stats, access_of, name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -12,9 +14,9 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..kvm.vcpu import VcpuFd
     from ..kvm.vm import VmFd
     from ..machine import Machine
-    from ..vcpu.observe import Kind
+    from ..observe.stats import Kind
 
-KVM_CAP_BINARY_STATS_FD = 203
+GRACE = 1.0  # seconds for a vCPU to tell
 BUSIEST = 3
 HEAD = f"{'vCPU':<5}{'exit':<16}{'count':>10}{'share':>8}{'median':>12}{'p99':>12}  busiest"
 
@@ -51,7 +53,11 @@ def of_kvm(machine: Machine) -> Iterator[str]:
     yield from _counted("machine", machine.vm)
     for vcpu in machine.vcpus:
         if vcpu.created:
-            yield from _counted(f"vCPU {vcpu.index}", vcpu.fd)
+            try:
+                lines = vcpu.run_on_cpu(lambda vcpu: list(_counted(f"vCPU {vcpu.index}", vcpu.fd)), GRACE)
+            except (StateError, TimeoutError):
+                continue  # it has just gone, or its handler does not return
+            yield from lines
 
 
 def _counted(whose: str, fd: VmFd | VcpuFd) -> Iterator[str]:

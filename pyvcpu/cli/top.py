@@ -8,13 +8,13 @@ import threading
 from time import monotonic
 
 from ..errors import ConfigError
-from ..vcpu.observe import name_of
+from ..observe.stats import name_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
-    from ..vcpu.observe import Stats
+    from ..observe.stats import Stats
 
 PERIOD = 0.5  # seconds between two pictures
 STDOUT, STDERR = 1, 2

@@ -6,7 +6,7 @@ import threading
 from queue import SimpleQueue
 
 from ..errors import ConfigError
-from ..vcpu.observe import Stats
+from ..observe.stats import Stats
 from . import complain, say
 
 TYPE_CHECKING = False
@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from ..kvm import Kvm
     from ..machine import Machine
-    from ..trace import Timeline, Trace
+    from ..observe.timeline import Timeline
+    from ..observe.trace import Trace
     from .top import Top
 
 GRACE = 1.0  # seconds that vCPUs have to stop before they are counted
@@ -46,7 +47,8 @@ class Watch:
             self._top = Top(self._observer)
 
     def _new_trace(self, options: SimpleNamespace) -> Trace:
-        from ..trace import Timeline, Trace
+        from ..observe.timeline import Timeline
+        from ..observe.trace import Trace
 
         explain = None
         if options.trace is not None:
@@ -56,7 +58,7 @@ class Watch:
             except OSError as error:
                 raise ConfigError(f"--trace {options.trace}: {error.strerror}") from None
         if options.explain:
-            from ..explain import Explain
+            from ..observe.explain import Explain
 
             self._teller = Teller()
             explain = Explain(self._teller.tell)
@@ -67,11 +69,8 @@ class Watch:
         if self._trace is None:
             return path
         from ..kvm import Kvm
-        from ..kvm.kernel import Kernel
 
-        kernel = Kernel()
-        self._trace.see_ioctls(kernel)
-        self._kvm = Kvm(path, kernel)
+        self._kvm = Kvm(path, self._trace.kernel)
         return self._kvm
 
     def begin(self, machine: Machine) -> None:

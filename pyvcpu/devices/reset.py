@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
-    from .bus import Bus, Region
+    from ..bus import Bus, Region
 
 DATA_PORT = 0x60
 COMMAND_PORT = 0x64

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .accel import Accel as Accel
+from .handle import Vcpu as Vcpu
 from .handle import current_cpu as current_cpu
 from .states import Command as Command
 from .states import State as State
-from .vcpu import Vcpu as Vcpu

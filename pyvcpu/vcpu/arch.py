@@ -4,10 +4,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from .vcpu import Vcpu
+    from .core import Cpu
 
 
-def tell_guest_it_was_paused(vcpu: Vcpu) -> None:
+def tell_guest_it_was_paused(cpu: Cpu) -> None:
     """Keep the guest's watchdogs quiet about the time that it did not run (KVM_KVMCLOCK_CTRL, api.rst 4.70).
 
     A guest that has no kvmclock has nothing to be told: KVM answers EINVAL.
@@ -18,7 +18,7 @@ def tell_guest_it_was_paused(vcpu: Vcpu) -> None:
     from ..kvm.errors import KvmError
 
     try:
-        vcpu.fd.ioctl(KVM_KVMCLOCK_CTRL)
+        cpu.fd.ioctl(KVM_KVMCLOCK_CTRL)
     except KvmError as error:
         if error.errno != EINVAL:
             raise

@@ -26,6 +26,7 @@ class Cond:
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
+        self.on_delay: Callable[[], object] | None = None  # set before the first wait
         # What each waiting thread waits for, and a lock that it holds until that has come; under _lock.
         self._waiting: list[Waiting] = []
 
@@ -34,11 +35,15 @@ class Cond:
     ) -> bool:
         """Return True once `predicate()`, called with the lock held, is true; False after `timeout` seconds.
 
-        Call it without the lock. Any thread may call `predicate`, so that this one sleeps until it holds: of many
-        vCPUs that stop, each would wake it otherwise, and it would take the interpreter's lock from the next.
+        Call it without the lock. Whoever changes something calls `predicate`, in their thread: this thread then sleeps
+        until it holds. Otherwise each of many vCPUs that stop would wake it, and it would take the interpreter's lock
+        from the next one.
 
-        Unless it holds already, `trigger()` is called, with the lock held, to have it brought about. This thread is
-        enrolled by then, and sleeps the sooner: whom the trigger kicks needs the interpreter's lock at once.
+        `trigger()` is called, with the lock held, unless the predicate holds already. It sets off what is waited for,
+        such as a kick. It comes after this thread has entered itself among the waiting, so that this thread goes to
+        sleep sooner: the kicked thread needs the interpreter's lock at once.
+
+        `on_delay()`, if it is set, is called with the lock held each time that LONGEST has passed in vain.
         """
         end = NEVER if timeout is None else monotonic() + timeout
         bell = threading.Lock()
@@ -54,6 +59,9 @@ class Cond:
             while not bell.acquire(timeout=min(max(0, end - monotonic()), LONGEST)):
                 if monotonic() >= end:
                     return self._give_up(waiting)
+                if self.on_delay is not None:
+                    with self._lock:
+                        self.on_delay()
             return True
         except BaseException:  # such as KeyboardInterrupt
             self._give_up(waiting)

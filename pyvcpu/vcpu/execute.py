@@ -3,99 +3,140 @@
 from __future__ import annotations
 
 from errno import EAGAIN, EINTR
-from struct import Struct
 
 from ..kvm.abi import basic as abi
+from ..kvm.abi.layout import (
+    EOI_VECTOR,
+    EXIT_REASON,
+    IMMEDIATE_EXIT,
+    MMIO_DATA,
+    PIO_DATA,
+    READY_FOR_INTERRUPT_INJECTION,
+    REASON_AND_IO,
+    REASON_AND_MMIO,
+    REASON_KEY_BYTE_RING,
+    REQUEST_INTERRUPT_WINDOW,
+)
 from ..kvm.errors import KvmError
-from ..outcome import Outcome
+from .states import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
-    from typing import Any
 
+    from ..bus import Region, Shortcut
     from ..exits import ExitEvent
-    from .accel import Region
-    from .vcpu import Vcpu
+    from .context import Find, Serve
+    from .core import Cpu
+    from .handle import Vcpu
 
 # Why cpu_exec came back.
 EXCP_INTERRUPT, EXCP_HLT, EXCP_DEBUG = "interrupt", "hlt", "debug"
 IO_EXIT, KVM_RUN = abi.KVM_EXIT_IO, abi.KVM_RUN.number
-
-# struct kvm_run from exit_reason on, read at once because that is quicker than field by field: exit_reason; the first
-# quadword of the exits' union, which is io's direction, size, port and count, or mmio's phys_addr; the first byte of
-# port data, where KVM has it on x86; first and last of the coalesced ring.
-IMMEDIATE_EXIT, EXIT_REASON = 1, 8
-PIO_DATA, RING = 4096, 8192
-EXIT = Struct(f"<I20xQ{PIO_DATA - 40}xc{RING - PIO_DATA - 1}xII")
-IO = Struct("<I20xBBHIQ")
-MMIO = Struct("<I20xQ8sIB")
-MMIO_DATA = 40
-EOI_VECTOR = 32
-FINISH_TRIES = 64  # a page-crossing string instruction asks again for each piece
-NO_SHORTCUTS: dict[int, Callable[[Any, bytes], object]] = {}
+NO_SHORTCUTS: dict[int, Shortcut] = {}
+# No exit has this reason: it shows whether there was one between two KVM_RUNs that failed.
+NO_EXIT = b"\xff\xff\xff\xff"
+MOST_AGAIN = 1000
 
 
-def cpu_exec(vcpu: Vcpu) -> str:
-    """Run the guest and serve its exits until something else is to be done; return why.
+def make_loop(cpu: Cpu) -> Callable[[], str]:
+    """Return cpu_exec for this life of the vCPU: the one run loop there is, with the probe's eyes in it if there is
+    one.
 
-    On the vCPU's thread. A handler's exception passes through. Nothing of an exit is read after a KVM_RUN that failed.
+    cpu_exec() runs the guest and serves its exits until something else is to be done, and returns why. It is for the
+    vCPU's thread. A handler's exception passes through. Nothing of an exit is read after a KVM_RUN that failed.
     """
-    accel = vcpu.accel
-    if accel.observer is not None:
-        return accel.observer.cpu_exec(vcpu)
-    run, fd, kvm_run, unpack = vcpu.run, vcpu.fd.fd, vcpu.fd.kernel.request, EXIT.unpack_from
-    io_shortcut = shortcuts(vcpu)
-    while True:
-        try:
-            kvm_run(fd, KVM_RUN)
-        except OSError as error:
-            why = refused(vcpu, error.errno)
+    context, vcpu = cpu.context, cpu.vcpu
+    kvm_run, find = cpu.fd.kernel.request, shortcuts(cpu)
+
+    def serve_here(reason: int, key: int) -> str | None:
+        return serve(cpu, reason, key)
+
+    serve_exit: Serve = serve_here
+    if context.probe is not None:
+        kvm_run, find, serve_exit = context.probe.loop(vcpu, kvm_run, find, serve_exit)
+
+    def cpu_exec() -> str:
+        # Locals: an access to a name of the enclosing function takes longer, and caches are cold after an exit.
+        run, fd, enter, look, other = cpu.run, cpu.fd.fd, kvm_run, find, serve_exit
+        unpack, io_exit, handle = REASON_KEY_BYTE_RING.unpack_from, IO_EXIT, vcpu
+        cpu.has_run = True
+        if handle._interrupts:
+            inject(cpu)
+        while True:
+            try:
+                enter(fd, KVM_RUN)
+            except OSError as error:
+                why = refused(cpu, error.errno)
+                if why is not None:
+                    return why
+                continue
+            # The fast path, a port access of one element: 0.4 us of Python.
+            reason, key, byte, first, last = unpack(run, EXIT_REASON)
+            if first != last:
+                context.drain(cpu)
+            if reason == io_exit:
+                access = look(key)
+                if access is not None:
+                    access(handle, byte)
+                    continue
+            why = other(reason, key)
             if why is not None:
                 return why
-            continue
-        # The fast path, a port access of one element: 0.4 us of Python.
-        reason, key, byte, first, last = unpack(run, EXIT_REASON)
-        if first != last:
-            accel.drain(vcpu)
-        if reason == IO_EXIT:
-            access = io_shortcut(key)
-            if access is not None:
-                access(vcpu, byte)
-                continue
-        why = serve(vcpu, reason, key)
-        if why is not None:
-            return why
+
+    return cpu_exec
 
 
-def shortcuts(vcpu: Vcpu) -> Callable[[int], Callable[[Any, bytes], object] | None]:
+def shortcuts(cpu: Cpu) -> Find:
     """Return the look-up of short ways to serve port accesses: none where a handler wants to see the exits first."""
-    accel = vcpu.accel
-    return (NO_SHORTCUTS if abi.KVM_EXIT_IO in accel.exit_handlers else accel.ports.shortcuts).get
+    context = cpu.context
+    return (NO_SHORTCUTS if abi.KVM_EXIT_IO in context.exit_handlers else context.ports.shortcuts).get
 
 
-def refused(vcpu: Vcpu, code: int | None) -> str | None:
+def refused(cpu: Cpu, code: int | None) -> str | None:
     """See to a KVM_RUN that failed with errno `code`; return why to leave cpu_exec, None to call it again."""
     if code == EINTR:
-        vcpu.accel.drain(vcpu)
+        cpu.context.drain(cpu)
         return EXCP_INTERRUPT
-    if code == EAGAIN:  # an application processor has got its SIPI
-        return None
-    raise KvmError("KVM_RUN", code or 0, vcpu.fd.where)
+    if code != EAGAIN:
+        raise KvmError("KVM_RUN", code or 0, cpu.fd.where)
+    # Two meanings: an application processor has got its SIPI; or the kernel may start no thread for this VM.
+    run = cpu.run
+    if run[IMMEDIATE_EXIT]:
+        return EXCP_INTERRUPT
+    reason = slice(EXIT_REASON, EXIT_REASON + 4)
+    cpu.again = cpu.again + 1 if run[reason] == NO_EXIT else 1
+    run[reason] = NO_EXIT
+    if cpu.again >= MOST_AGAIN:
+        raise KvmError("KVM_RUN", code, cpu.fd.where)
+    return None
 
 
-def serve(vcpu: Vcpu, reason: int, key: int) -> str | None:
+def inject(cpu: Cpu) -> None:
+    """Give the guest an interrupt that waits for it, or ask for an exit as soon as it lets one in.
+
+    For machines without interrupt controllers (QEMU: kvm_arch_pre_run).
+    """
+    waiting, run = cpu.vcpu._interrupts, cpu.run
+    if waiting and run[READY_FOR_INTERRUPT_INJECTION]:
+        cpu.fd.interrupt(waiting.popleft())
+        cpu.fd.events_set = False
+        run[READY_FOR_INTERRUPT_INJECTION] = 0
+    run[REQUEST_INTERRUPT_WINDOW] = bool(waiting)
+
+
+def serve(cpu: Cpu, reason: int, key: int) -> str | None:
     """Serve an exit the general way; return why to leave cpu_exec, None to go on."""
-    accel = vcpu.accel
-    if reason in accel.exit_handlers:
-        if _user_handler(vcpu, reason):
+    context = cpu.context
+    if reason in context.exit_handlers:
+        if context.exit_handlers[reason](cpu.vcpu, _decode(cpu)):
             return None
     elif reason == IO_EXIT:
-        accel.ports.learn(key, key >> 16 & 0xFFFF, lambda region, offset: io_access(key, region, offset))
-    return EXITS.get(reason, _fatal)(vcpu)
+        context.ports.learn(key, key >> 16 & 0xFFFF, lambda region, offset: io_access(key, region, offset))
+    return EXITS.get(reason, _fatal)(cpu)
 
 
-def io_access(key: int, region: Region, offset: int) -> Callable[[Vcpu, bytes], object] | None:
+def io_access(key: int, region: Region, offset: int) -> Shortcut | None:
     """Return the short way to serve the port access that `key` describes, None for one of several elements.
 
     It is called with the vCPU and the byte at PIO_DATA.
@@ -107,31 +148,19 @@ def io_access(key: int, region: Region, offset: int) -> Callable[[Vcpu, bytes], 
     if not direction:
 
         def port_in(vcpu: Vcpu, byte: bytes) -> None:
-            vcpu.run[data] = region.answer(vcpu, offset, size)
+            vcpu._page[data] = region.answer(vcpu, offset, size)  # type: ignore[index]  # it is there while it runs
 
         return port_in
     write = region.writer(offset)
     if write is None or size == 1:
         return write
-    return lambda vcpu, byte: write(vcpu, vcpu.run[data])
+    return lambda vcpu, byte: write(vcpu, vcpu._page[data])
 
 
-def finish_io(vcpu: Vcpu) -> None:
-    """Let KVM complete the port or memory access that it last asked for, so that the registers are whole.
-
-    Needed where cpu_exec was left by an exception; everywhere else the KVM_RUN that answers a kick has done it.
-    Pieces of an access that are still to come get nothing (api.rst, KVM_EXIT_IO: the note on pending operations).
-    """
-    for _ in range(FINISH_TRIES):
-        vcpu.run[IMMEDIATE_EXIT] = 1
-        if vcpu.fd.kernel.ioctl(vcpu.fd.fd, KVM_RUN, 0):
-            return
-
-
-def _io(vcpu: Vcpu) -> None:
+def _io(cpu: Cpu) -> None:
     """Serve `in`, `out`, and `rep ins`, `rep outs`: count accesses, one after the other."""
-    run, ports = vcpu.run, vcpu.accel.ports
-    _, direction, size, port, count, offset = IO.unpack_from(run, EXIT_REASON)
+    vcpu, run, ports = cpu.vcpu, cpu.run, cpu.context.ports
+    _, direction, size, port, count, offset = REASON_AND_IO.unpack_from(run, EXIT_REASON)
     for at in range(offset, offset + size * count, size):
         if direction:
             ports.write(vcpu, port, run[at : at + size])
@@ -139,74 +168,75 @@ def _io(vcpu: Vcpu) -> None:
             run[at : at + size] = ports.read(vcpu, port, size)
 
 
-def _mmio(vcpu: Vcpu) -> None:
-    _, address, data, length, is_write = MMIO.unpack_from(vcpu.run, EXIT_REASON)
+def _mmio(cpu: Cpu) -> None:
+    _, address, data, length, is_write = REASON_AND_MMIO.unpack_from(cpu.run, EXIT_REASON)
     if is_write:
-        vcpu.accel.mmio.write(vcpu, address, data[:length])
+        cpu.context.mmio.write(cpu.vcpu, address, data[:length])
     else:
-        vcpu.run[MMIO_DATA : MMIO_DATA + length] = vcpu.accel.mmio.read(vcpu, address, length)
+        cpu.run[MMIO_DATA : MMIO_DATA + length] = cpu.context.mmio.read(cpu.vcpu, address, length)
 
 
-def _hlt(vcpu: Vcpu) -> str:
-    vcpu.halt()
+def _hlt(cpu: Cpu) -> str:
+    cpu.vcpu.take_step(Command.HALT)
     return EXCP_HLT
 
 
-def _debug(vcpu: Vcpu) -> str:
+def _debug(cpu: Cpu) -> str:
     return EXCP_DEBUG
 
 
-def _again(vcpu: Vcpu) -> None:
-    """Go on: the exit only says that something may be done now."""
+def _window(cpu: Cpu) -> None:
+    """Go on: the guest lets interrupts in now."""
+    inject(cpu)
 
 
-def _interrupted(vcpu: Vcpu) -> str:
+def _again(cpu: Cpu) -> None:
+    """Go on: the guest has lowered CR8, its task priority, and there is no local APIC that would have to know."""
+
+
+def _interrupted(cpu: Cpu) -> str:
     return EXCP_INTERRUPT
 
 
-def _ioapic_eoi(vcpu: Vcpu) -> None:
-    vcpu.accel.eoi(vcpu.run[EOI_VECTOR])
+def _ioapic_eoi(cpu: Cpu) -> None:
+    cpu.context.eoi(cpu.run[EOI_VECTOR])
 
 
-def _system_event(vcpu: Vcpu) -> str:
+def _system_event(cpu: Cpu) -> str:
     from ..kvm.abi.exits import SystemEvent
 
-    event = _decode(vcpu)
+    event = _decode(cpu)
     kind = getattr(event, "event", 0)
     if kind in (SystemEvent.SHUTDOWN, SystemEvent.RESET):
         reason = "power-off" if kind == SystemEvent.SHUTDOWN else "reset"
-        vcpu.accel.finish(Outcome(reason, vcpu=vcpu, exit=event))
+        cpu.control.finish(reason, vcpu=cpu.vcpu, exit=event)
         return EXCP_INTERRUPT
-    return _fatal(vcpu)
+    return _fatal(cpu)
 
 
-def _fatal(vcpu: Vcpu) -> str:
+def _fatal(cpu: Cpu) -> str:
     """End the machine with all that is known of an exit that nobody can go on from."""
     from .report import crash_report
 
-    event = _decode(vcpu)
-    vcpu.accel.finish(Outcome("crashed", vcpu=vcpu, exit=event, report=crash_report(vcpu, event)))
+    event = _decode(cpu)
+    cpu.control.finish("crashed", vcpu=cpu.vcpu, exit=event, report=crash_report(cpu, event))
     return EXCP_INTERRUPT
 
 
-def _decode(vcpu: Vcpu) -> ExitEvent:
+def _decode(cpu: Cpu) -> ExitEvent:
     from ..exits import decode
 
-    return decode(vcpu.run)
+    return decode(cpu.run)
 
 
-def _user_handler(vcpu: Vcpu, reason: int) -> bool:
-    """Call the handler that Machine.on_exit() put in for `reason`; True when it says that it has dealt with it."""
-    return bool(vcpu.accel.exit_handlers[reason](vcpu, _decode(vcpu)))
-
-
-EXITS: dict[int, Callable[[Vcpu], str | None]] = {
+EXITS: dict[int, Callable[[Cpu], str | None]] = {
     abi.KVM_EXIT_IO: _io,
     abi.KVM_EXIT_MMIO: _mmio,
     abi.KVM_EXIT_HLT: _hlt,
     abi.KVM_EXIT_DEBUG: _debug,
     abi.KVM_EXIT_INTR: _interrupted,
-    abi.KVM_EXIT_IRQ_WINDOW_OPEN: _again,
+    abi.KVM_EXIT_IRQ_WINDOW_OPEN: _window,
+    abi.KVM_EXIT_SET_TPR: _again,
     abi.KVM_EXIT_SYSTEM_EVENT: _system_event,
     abi.KVM_EXIT_IOAPIC_EOI: _ioapic_eoi,
 }

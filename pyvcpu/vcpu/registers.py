@@ -1,21 +1,21 @@
-"""Registers by name, read and written in the page that KVM shares (KVM_CAP_SYNC_REGS, api.rst section 5)."""
+"""Registers by name: `vcpu.registers` and `vcpu.sregs`."""
 
 from __future__ import annotations
-
-import ctypes
 
 from ..errors import PyvcpuError
 from ..kvm.abi import basic as abi
 from ..kvm.fd import in_range
+from .shared import SETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable
     from typing import Any
 
-    from .vcpu import Vcpu
+    from .shared import SharedRegisters
 
-VALID_REGS, DIRTY_REGS, SYNC = 288, 296, 304  # offsets in struct kvm_run
-SREGS = SYNC + ctypes.sizeof(abi.kvm_regs)
+    # Calls a function with the shared registers of the vCPU, on its thread, and returns what that does.
+    OnCpu = Callable[[Callable[[SharedRegisters], Any]], Any]
 
 
 class RegisterError(PyvcpuError, AttributeError):
@@ -28,7 +28,7 @@ class RegisterFile:
     In a handler, on the vCPU's own thread, an access costs no ioctl: from the first one on, KVM leaves the registers
     in the shared page at every exit, and takes back what was changed. From another thread an access interrupts the
     vCPU and is made by its thread, and copy() gets all registers at once. Segments and tables come as copies: change
-    the copy and assign it.
+    the copy and assign it. What `vcpu.fd` gets and sets is the same registers.
 
     >>> from pyvcpu import Machine
     >>> with Machine() as machine:
@@ -38,34 +38,38 @@ class RegisterFile:
     '0x1234'
     """
 
-    __slots__ = ("_bit", "_kind", "_offset", "_vcpu", "_view")
+    __slots__ = ("_kind", "_on_cpu", "_which")
 
-    def __init__(self, vcpu: Vcpu, bit: int, kind: type[abi.kvm_regs | abi.kvm_sregs], offset: int) -> None:
-        for name, value in (
-            ("_vcpu", vcpu),
-            ("_bit", bit),
-            ("_kind", kind),
-            ("_offset", offset),
-            ("_view", None),
-        ):
+    def __init__(self, on_cpu: OnCpu, which: int) -> None:
+        for name, value in (("_on_cpu", on_cpu), ("_which", which), ("_kind", SETS[which][0])):
             object.__setattr__(self, name, value)
 
     def copy(self) -> Any:
         """Return all of them as a structure of its own (kvm_regs or kvm_sregs)."""
-        return self._vcpu.run_on_cpu(lambda vcpu: self._kind.from_buffer_copy(self._shared()))
+        return self._on_cpu(lambda shared: self._kind.from_buffer_copy(shared.view(self._which)))
 
     def __getattr__(self, name: str) -> Any:
         self._check(name)
-        return self._vcpu.run_on_cpu(lambda vcpu: self._get(name))
+        return self._on_cpu(lambda shared: _copy_of(getattr(shared.view(self._which), name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._check(name)
-        self._vcpu.run_on_cpu(lambda vcpu: self._set(name, value))
+        if isinstance(value, int):
+            value = in_range(name, value, (1 << 8 * getattr(self._kind, name).size) - 1)
+
+        def change(shared: SharedRegisters) -> None:
+            # No local name for the page: the traceback of a TypeError would keep it mapped.
+            setattr(shared.view(self._which), name, value)
+            shared.changed(self._which)
+
+        self._on_cpu(change)
 
     def __dir__(self) -> list[str]:
         return [field[0] for field in self._kind._fields_] + ["copy"]
 
     def _check(self, name: str) -> None:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)  # what copy, pickle and others look for on any object
         names = [field[0] for field in self._kind._fields_]
         if name in names:
             return
@@ -75,41 +79,16 @@ class RegisterFile:
         hint = f"; did you mean {close[0]}?" if close else f": one of {', '.join(names)}"
         raise RegisterError(f"no register {name!r}{hint}")
 
-    def _get(self, name: str) -> Any:
-        value = getattr(self._shared(), name)
-        if isinstance(value, int):
-            return value
-        return type(value).from_buffer_copy(value)
 
-    def _set(self, name: str, value: Any) -> None:
-        if isinstance(value, int):
-            field: Any = getattr(self._kind, name)
-            value = in_range(name, value, (1 << 8 * field.size) - 1)
-        # No local name for the page: the traceback of a TypeError would keep it mapped.
-        setattr(self._shared(), name, value)
-        self._vcpu.flag(DIRTY_REGS, self._bit)
-
-    def _shared(self) -> Any:
-        """Return the registers in the shared page, on the vCPU's own thread; ask KVM to keep them there from now on."""
-        view = self._view
-        if view is None:
-            view = self._kind.from_buffer(self._vcpu.run, self._offset)
-            request = abi.KVM_GET_REGS if self._bit == abi.KVM_SYNC_X86_REGS else abi.KVM_GET_SREGS
-            self._vcpu.fd.ioctl(request, view)
-            self._vcpu.flag(VALID_REGS, self._bit)
-            object.__setattr__(self, "_view", view)
-        return view
-
-    def drop_view(self) -> None:
-        """Let go of the shared page, before the vCPU's thread unmaps it."""
-        object.__setattr__(self, "_view", None)
+def _copy_of(value: Any) -> Any:
+    return value if isinstance(value, int) else type(value).from_buffer_copy(value)
 
 
-def general(vcpu: Vcpu) -> RegisterFile:
-    """Return the general registers, RIP and RFLAGS of `vcpu` (struct kvm_regs)."""
-    return RegisterFile(vcpu, abi.KVM_SYNC_X86_REGS, abi.kvm_regs, SYNC)
+def general(on_cpu: OnCpu) -> RegisterFile:
+    """Return the general registers, RIP and RFLAGS (struct kvm_regs)."""
+    return RegisterFile(on_cpu, abi.KVM_SYNC_X86_REGS)
 
 
-def system(vcpu: Vcpu) -> RegisterFile:
-    """Return segments, tables, control registers, EFER and APIC base of `vcpu` (struct kvm_sregs)."""
-    return RegisterFile(vcpu, abi.KVM_SYNC_X86_SREGS, abi.kvm_sregs, SREGS)
+def system(on_cpu: OnCpu) -> RegisterFile:
+    """Return segments, tables, control registers, EFER and APIC base (struct kvm_sregs)."""
+    return RegisterFile(on_cpu, abi.KVM_SYNC_X86_SREGS)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from ..exits import describe
+from ..kvm.abi import basic as abi
 from ..kvm.errors import KvmError
 from ..memory import GuestMemoryError
+from . import state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from ..exits import ExitEvent
-    from ..kvm.abi.basic import kvm_regs, kvm_segment, kvm_sregs
-    from .vcpu import Vcpu
+    from .core import Cpu
 
 CODE_BYTES = 16
 LONG_MODE = 1 << 10  # EFER.LMA
 
 
-def crash_report(vcpu: Vcpu, event: ExitEvent) -> str:
+def crash_report(cpu: Cpu, event: ExitEvent) -> str:
     """Return what is known of a fatal exit, in lines for people; on the vCPU's thread."""
     try:
-        regs, sregs = vcpu.fd.get_regs(), vcpu.fd.get_sregs()
+        regs = abi.kvm_regs.from_buffer_copy(state.get(cpu, "regs"))
+        sregs = abi.kvm_sregs.from_buffer_copy(state.get(cpu, "sregs"))
     except KvmError as error:
-        return f"vCPU {vcpu.index}: {describe(event)}\nno registers: {error}"
-    head = f"vCPU {vcpu.index}: {describe(event)} at {sregs.cs.selector:#06x}:{regs.rip:#x}"
-    return "\n".join([head, *registers(regs, sregs), f"code {_code(vcpu, regs, sregs)}"])
+        return f"vCPU {cpu.index}: {describe(event)}\nno registers: {error}"
+    head = f"vCPU {cpu.index}: {describe(event)} at {sregs.cs.selector:#06x}:{regs.rip:#x}"
+    return "\n".join([head, *registers(regs, sregs), f"code {_code(cpu, regs, sregs)}"])
 
 
-def registers(regs: kvm_regs, sregs: kvm_sregs) -> list[str]:
+def registers(regs: abi.kvm_regs, sregs: abi.kvm_sregs) -> list[str]:
     """Return the registers in lines, 32 bits wide where the processor is not in long mode."""
     long = bool(sregs.efer & LONG_MODE)
     names, digits = (_NAMES64, 16) if long else (_NAMES32, 8)
@@ -44,19 +46,19 @@ def registers(regs: kvm_regs, sregs: kvm_sregs) -> list[str]:
     return lines
 
 
-def _segment(name: str, segment: kvm_segment) -> str:
+def _segment(name: str, segment: abi.kvm_segment) -> str:
     bits = " ".join(f"{bit}={getattr(segment, bit):x}" for bit in ("type", "dpl", "present", "s", "l", "db", "g"))
     return f"{name:<3}={segment.selector:04x} base={segment.base:08x} limit={segment.limit:08x} {bits}"
 
 
-def _code(vcpu: Vcpu, regs: kvm_regs, sregs: kvm_sregs) -> str:
+def _code(cpu: Cpu, regs: abi.kvm_regs, sregs: abi.kvm_sregs) -> str:
     linear = regs.rip if sregs.efer & LONG_MODE else (sregs.cs.base + regs.rip) & 0xFFFF_FFFF
     try:
-        physical = vcpu.fd.translate(linear)
+        physical = cpu.fd.translate(linear)
         if physical is None:
             return f"at {linear:#x} is not mapped"
         in_page = 4096 - physical % 4096
-        return vcpu.accel.memory.read(physical, min(CODE_BYTES, in_page)).hex(" ")
+        return cpu.context.memory.read(physical, min(CODE_BYTES, in_page)).hex(" ")
     except (KvmError, GuestMemoryError):
         return f"at {linear:#x} is not in RAM"
 

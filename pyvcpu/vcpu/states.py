@@ -14,6 +14,7 @@ class State(str):
     __slots__ = ()
     REALIZED: ClassVar[State]
     STARTING: ClassVar[State]
+    PLUGGING: ClassVar[State]
     PAUSED: ClassVar[State]
     RUNNING: ClassVar[State]
     HALTED: ClassVar[State]
@@ -24,6 +25,7 @@ class State(str):
 
 State.REALIZED = State("realized")  # prepared, no thread
 State.STARTING = State("starting")  # its thread runs init_vcpu
+State.PLUGGING = State("plugging")  # the same, of a vCPU that was unplugged
 State.PAUSED = State("paused")  # created; waits for RESUME
 State.RUNNING = State("running")  # in cpu_exec
 State.HALTED = State("halted")  # the guest executed HLT; waits for WAKE
@@ -62,9 +64,11 @@ COMMANDS = {name: value for name, value in vars(Command).items() if isinstance(v
 
 TRANSITIONS: dict[tuple[State, Command], State] = {
     (State.REALIZED, Command.START): State.STARTING,
-    (State.UNPLUGGED, Command.START): State.STARTING,
+    (State.UNPLUGGED, Command.START): State.PLUGGING,
     (State.STARTING, Command.CREATED): State.PAUSED,
     (State.STARTING, Command.FAILED): State.REALIZED,
+    (State.PLUGGING, Command.CREATED): State.PAUSED,
+    (State.PLUGGING, Command.FAILED): State.UNPLUGGED,
     (State.PAUSED, Command.PAUSE): State.PAUSED,
     (State.PAUSED, Command.RESUME): State.RUNNING,
     (State.PAUSED, Command.HALT): State.PAUSED_HALTED,
@@ -92,5 +96,8 @@ TRANSITIONS: dict[tuple[State, Command], State] = {
 }
 
 NO_THREAD = frozenset({State.REALIZED, State.UNPLUGGED})
+BEING_BORN = frozenset({State.STARTING, State.PLUGGING})
+# In these states a vCPU keeps the world from standing still: it runs, or is on its way somewhere.
+MOVING = frozenset({State.STARTING, State.PLUGGING, State.RUNNING, State.HALTED, State.LEAVING})
 # In these states the vCPU thread has something to do; in the others with a thread it sleeps in wait_io_event.
 BUSY = frozenset({State.RUNNING, State.LEAVING})

@@ -21,6 +21,9 @@ PER_BANK = 4
 IA32_TSC = 0x10
 TSC_TO_SYNCHRONIZE = 0  # KVM takes a 0 from the host for "as the other vCPUs", which a plugged processor wants
 
+IA32_TSC_DEADLINE = 0x6E0
+LAST_MSRS = (IA32_TSC_DEADLINE,)  # to be set after the time-stamp counter and the local APIC, which it refers to
+
 HV_VP_INDEX = 0x4000_0002  # the number of a processor, which only the host can change
 # MSRs that are the machine's, not the processor's: KVM's wall clock; Hyper-V's guest id, hypercall page, reference
 # clock, crash and re-enlightenment registers. One processor's reset leaves them alone.

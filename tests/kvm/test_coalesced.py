@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 
 import pytest
+from pyvcpu.machine.coalesced import KVM_CAP_COALESCED_PIO
 
 from pyvcpu import Machine
 from pyvcpu.errors import ConfigError
 from pyvcpu.vcpu import Vcpu
-from pyvcpu.vcpu.coalesced import KVM_CAP_COALESCED_PIO
 from tests.kvm.support import DEVICE, HLT, SPIN, machine
 from tests.threads import until
 

@@ -146,7 +146,7 @@ def test_a_command_during_a_handler_takes_effect_before_the_next_instruction(com
         made.resume()
         hold.wait()
         vcpu = made.vcpus[0]
-        with made.accel.lock:
+        with made.control.lock:
             ticket = vcpu.post_locked(command)
         hold.release()
         assert vcpu.wait_for(ticket, DEADLINE)

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from pyvcpu.trace import MOMENTS, MOST_EVENTS, STEPS
-from pyvcpu.vcpu.observe import MOST_KEYS
+from pyvcpu.observe.stats import MOST_KEYS
+
 from tests.kvm.support import LONG, ROOT, environment
 from tests.trace_events import in_order
 

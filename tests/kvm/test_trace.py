@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyvcpu.observe.explain import MOST_EXITS, Explain
+from pyvcpu.observe.timeline import Timeline
+from pyvcpu.observe.trace import Trace
 
 from pyvcpu import kvm
-from pyvcpu.explain import MOST_EXITS, Explain
-from pyvcpu.trace import Timeline, Trace
 from tests.kvm.support import (
     GUESTS,
     HLT,
@@ -176,7 +177,7 @@ def test_reboots_go_on_in_the_same_timeline_and_ctrl_c_ends_it(tmp_path: Path, i
 
 
 def test_of_a_long_run_the_middle_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyvcpu.trace.MOST_EVENTS", 200)
+    monkeypatch.setattr("pyvcpu.observe.timeline.MOST_EVENTS", 200)
     timeline, served = Timeline(), 0
 
     def count(vcpu: object, data: bytes) -> None:

@@ -162,12 +162,12 @@ def test_commands_while_it_is_being_created_take_effect_afterwards(commands: lis
         starter = Caller(machine.start)
         gate.wait()
         vcpu = machine.vcpus[0]
-        with machine.accel.lock:
+        with machine.control.lock:
             tickets = [vcpu.post_locked(COMMANDS[command.upper()]) for command in commands]
         gate.release()
         assert starter.done()
         assert starter.error is None
-        assert vcpu.wait_for(tickets[-1], DEADLINE)
+        assert machine.control.cond.wait_for(lambda: vcpu.is_done_locked(tickets[-1]), DEADLINE)
         if state is State.UNPLUGGED:
             assert vcpu.unplug(DEADLINE) if vcpu.state is State.LEAVING else True
         assert vcpu.state is state
@@ -183,7 +183,7 @@ def test_what_is_posted_after_an_unplug_is_answered() -> None:
         hold = Hold()
         holder = Caller(lambda: vcpu.run_on_cpu(hold))
         hold.wait()
-        with machine.accel.lock:
+        with machine.control.lock:
             vcpu.post_locked(Command.UNPLUG)
             tickets = [vcpu.post_locked(command) for command in (Command.RESUME, Command.PAUSE, Command.UNPLUG)]
         late = Caller(lambda: vcpu.run_on_cpu(lambda vcpu: pytest.fail("run after the unplug")))
@@ -192,7 +192,7 @@ def test_what_is_posted_after_an_unplug_is_answered() -> None:
         assert holder.done()
         assert late.done()
         assert isinstance(late.error, StateError)
-        assert all(vcpu.wait_for(ticket, DEADLINE) for ticket in tickets)
+        assert machine.control.cond.wait_for(lambda: all(map(vcpu.is_done_locked, tickets)), DEADLINE)
 
 
 def test_a_machine_that_never_started_closes() -> None:

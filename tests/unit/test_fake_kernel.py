@@ -127,7 +127,7 @@ def test_each_vcpu_gets_its_own_apic_id() -> None:
     kernel.cpuid = [abi.kvm_cpuid_entry2(function=leaf, ebx=0xAA0000BB, edx=0xCC) for leaf in (0, 1, 0xB, 0x1F)]
     with machine_on(kernel, 3) as machine:
         machine.start()
-        for index, vcpu in enumerate(machine.vcpus):
+        for index, vcpu in enumerate(machine._threads):
             leaves = {entry.function: entry for entry in vcpu.cpuid}
             assert leaves[0].ebx == 0xAA0000BB
             assert leaves[1].ebx == index << 24 | 4 << 16 | 0xBB, "a package takes up four ids"

@@ -24,17 +24,14 @@ LAYERS = {
     "pyvcpu.vcpu": 2,
     "pyvcpu.exits": 2,
     "pyvcpu.memory": 2,
-    "pyvcpu.outcome": 2,
+    "pyvcpu.bus": 2,
+    "pyvcpu.addresses": 2,
     "pyvcpu.boot": 3,
     "pyvcpu.devices": 3,
-    "pyvcpu.board": 4,
     "pyvcpu.machine": 4,
-    "pyvcpu.running": 4,
-    "pyvcpu.iothread": 4,
+    "pyvcpu.observe": 4,
     "pyvcpu.snapshot": 4,
     "pyvcpu.gdb": 4,
-    "pyvcpu.trace": 4,
-    "pyvcpu.explain": 4,
     "pyvcpu.cli": 5,
     "pyvcpu.__main__": 5,
 }
@@ -280,7 +277,7 @@ def test_only_the_command_prints_and_exits(module: Module) -> None:
 
 def test_nothing_slow_comes_in_by_the_back_door() -> None:
     """A cheap import may bring a slow one along: ask an interpreter that has imported nothing else."""
-    loads = "import pyvcpu.boot.flat, pyvcpu.cli.boot, pyvcpu.machine, pyvcpu.vcpu.coalesced"
+    loads = "import pyvcpu.boot.flat, pyvcpu.cli.boot, pyvcpu.machine, pyvcpu.machine.coalesced"
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); {loads}; print(*({ABSENT_FROM_A_BOOT!r} & set(sys.modules)))"
     )

@@ -13,7 +13,8 @@ import pytest
 from pyvcpu import ConfigError, Kvm, KvmError, Machine
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.caps import Cap
-from pyvcpu.vcpu import arch_init, arch_realize, vcpu
+from pyvcpu.observe.stats import Stats
+from pyvcpu.vcpu import arch_init, arch_realize, state
 from pyvcpu.x86.cpu import Cpu
 from pyvcpu.x86.cpuid import EAX, EBX, ECX, EDX, TOPOEXT, Leaves
 from pyvcpu.x86.features import closure, put
@@ -21,6 +22,12 @@ from pyvcpu.x86.paravirt import HV_SIGNATURE, KVM_SIGNATURE
 from tests.fake_kernel import FakeKernel
 from tests.threads import Caller, Hold
 
+STEPS = [  # of a vCPU, in the words of the article
+    *("realize", "x86_cpu_expand_features", "x86_cpu_filter_features", "check_features", "guest_phys_bits", "cache_info"),
+    *("cpu_exec_realizefn", "mce_init", "thread start", "init_vcpu", "kvm_get_vcpu", "mmap kvm_run"),
+    *("kvm_arch_set_tsc_khz", "hyperv_enabled", "expose_kvm", "setup_mce", "KVM_SET_CPUID2"),
+    *("x86_cpu_apic_realize", "cpu_reset", "init_cpu_signals", "wait_io_event"),
+]
 REALIZE = [  # x86_cpu_realizefn
     "expand_features",
     "filter_features",
@@ -31,7 +38,6 @@ REALIZE = [  # x86_cpu_realizefn
     "mce_init",
 ]
 INIT = ["set_tsc_khz", "hyperv_cpuid", "kvm_cpuid", "set_cpuid2"]  # kvm_arch_init_vcpu
-LATE = ["apic_realize", "cpu_reset"]  # the rest of x86_cpu_realizefn, in the thread
 
 
 def kernel(vendor: bytes = b"GenuineIntel") -> FakeKernel:
@@ -70,25 +76,25 @@ def make() -> Iterator[Callable[..., Machine]]:
         thing.close()
 
 
-def test_every_step_is_taken_in_qemus_order(make: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[str] = []
+class Steps(Stats):
+    """A probe that keeps the names of the steps."""
 
-    def note(module: Any, name: str) -> None:
-        original = getattr(module, name)
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
 
-        def noted(*arguments: Any) -> Any:
-            taken.append(name)
-            return original(*arguments)
+    def step(self, index: int, name: str, function: Callable[[], Any]) -> Any:
+        self.taken.append(name)
+        return function()
 
-        monkeypatch.setattr(module, name, noted)
 
-    for name in REALIZE:
-        note(arch_realize, name)
-    note(vcpu, "arch_init_vcpu")
-    for name in (*INIT, *LATE):
-        note(arch_init, name)
-    make().start()
-    assert taken == [*REALIZE, "arch_init_vcpu", *INIT, *LATE]
+def test_every_step_is_taken_in_qemus_order(make: Callable[..., Machine]) -> None:
+    machine, probe = make(), Steps()
+    machine.observe(probe)
+    machine.start()
+    machine.close()
+    taken = [name for name in probe.taken if name != "wait for created"]
+    assert taken == [*STEPS, "destroy_vcpu"]
 
 
 # The article that docs/lifecycle.md goes along.
@@ -108,12 +114,13 @@ def test_the_document_goes_along_the_article_step_by_step() -> None:
     ours = [here.strip("`").removeprefix("Vcpu.") for _, _, here, *_ in steps]
     assert ours == [*REALIZE, "start_vcpu", "apic_realize", "cpu_reset", "wait_created", *INIT]
     assert all(hasattr(arch_realize, name) for name in REALIZE)
-    assert all(hasattr(arch_init, name) for name in (*INIT, *LATE))
+    assert hasattr(state, "cpu_reset")
+    assert all(hasattr(arch_init, name) for name in (*INIT, "apic_realize"))
 
 
 def realized(machine: Machine) -> Leaves:
     machine.start()
-    return Leaves.unpack(bytes(machine.vcpus[-1].cpuid))
+    return Leaves.unpack(bytes(machine._threads[-1].cpuid))
 
 
 def test_1_features_are_expanded(make: Callable[..., Machine]) -> None:
@@ -172,11 +179,11 @@ def test_6_kvm_must_be_able_to_run_it(make: Callable[..., Machine]) -> None:
 
 def test_7_machine_checks(make: Callable[..., Machine]) -> None:
     machine = make()
-    arch_realize.realize(machine.vcpus[0])
-    assert machine.vcpus[0].mcg_cap == 1 << 24 | 1 << 8 | 10
+    arch_realize.realize(machine._threads[0])
+    assert machine._threads[0].mcg_cap == 1 << 24 | 1 << 8 | 10
     machine = make(cpu="host,-mce")
-    arch_realize.realize(machine.vcpus[0])
-    assert machine.vcpus[0].mcg_cap == 0
+    arch_realize.realize(machine._threads[0])
+    assert machine._threads[0].mcg_cap == 0
 
 
 def test_8_it_gets_a_thread_of_its_own(make: Callable[..., Machine]) -> None:
@@ -193,7 +200,7 @@ def test_9_each_has_its_apic_id(make: Callable[..., Machine]) -> None:
     machine = make("6,sockets=2,cores=3")
     machine.start()
     assert [one.apic_id for one in machine.vcpus] == [0, 1, 2, 4, 5, 6]
-    assert [one.cpuid.find(0xB).edx for one in machine.vcpus] == [0, 1, 2, 4, 5, 6]  # type: ignore[union-attr]  # is there
+    assert [one.cpuid.find(0xB).edx for one in machine._threads] == [0, 1, 2, 4, 5, 6]  # type: ignore[union-attr]  # is there
 
 
 def test_10_it_is_reset(make: Callable[..., Machine]) -> None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvcpu.vcpu.states import BUSY, COMMANDS, NO_THREAD, STATES, TRANSITIONS, Command, State
+from pyvcpu.vcpu.states import BEING_BORN, BUSY, COMMANDS, NO_THREAD, STATES, TRANSITIONS, Command, State
 
 OF_OTHERS = (Command.PAUSE, Command.RESUME, Command.UNPLUG, Command.WAKE)
 # While STARTING the inbox keeps what is posted; nothing is taken from it before the vCPU is created.
-TAKES_COMMANDS = [state for state in STATES.values() if state not in NO_THREAD and state is not State.STARTING]
+TAKES_COMMANDS = [state for state in STATES.values() if state not in NO_THREAD and state not in BEING_BORN]
 
 
 def reachable(start: State) -> set[State]:

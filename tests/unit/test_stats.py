@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from pyvcpu.observe.stats import FINE, MOST_KEYS, OTHERS, SHIFT, Histogram, Kind, Stats, access_of, name_of
 
 from pyvcpu.cli.stats import table
 from pyvcpu.cli.top import fitted, picture
 from pyvcpu.kvm.abi.exits import Exit
-from pyvcpu.vcpu.observe import FINE, MOST_KEYS, OTHERS, SHIFT, Histogram, Kind, Stats, access_of, name_of
 
 OUT_E9 = 0x1_00E9_0101  # struct kvm_run's io: direction 1, size 1, port 0xe9, count 1
 
@@ -46,7 +46,7 @@ def test_addresses_are_remembered_up_to_a_number() -> None:
 
 def test_the_table_has_the_busiest_first() -> None:
     stats = Stats()
-    stats.attach([])
+    stats.attach(0)
     stats.kinds = [{Exit.IO: Kind(), Exit.HLT: Kind()}]
     for _ in range(3):
         stats.kinds[0][Exit.IO].add(OUT_E9, 1000)

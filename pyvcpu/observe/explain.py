@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import threading
 
-from .trace import RUN, THREAD_START, WAIT_CREATED
+from .timeline import RUN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
-    from .trace import Event
+    from .timeline import Event
 
 MOST_EXITS = 20  # kinds of exits that are told of a vCPU
 AGAIN = ("kick", "wait_io_event", RUN)  # and ioctls: what is told once in a life
 
 MEANINGS = {
-    "realize": "make up its features and CPUID leaves; there is no thread yet",
-    THREAD_START: "make the thread that is this vCPU's life",
+    "realize": "make up its features and CPUID leaves; there is no thread yet (x86_cpu_realizefn)",
+    "x86_cpu_expand_features": "realize 1: the features of the model, and those that --cpu turns on and off",
+    "x86_cpu_filter_features": "realize 2: hide what this KVM does not support",
+    "check_features": "realize 3: warn of what is missing, or refuse it (check_cpuid, enforce_cpuid)",
+    "guest_phys_bits": "realize 4: how wide a physical address is; RAM must fit",
+    "cache_info": "realize 5: which caches there are, and who shares them",
+    "cpu_exec_realizefn": "realize 6: can this KVM run such a processor?",
+    "mce_init": "realize 7: how many banks report machine checks",
+    "kvm_get_vcpu": "a parked fd of a former life, else a new vCPU of KVM's",
+    "mmap kvm_run": "map struct kvm_run, which KVM and this thread share, and the ring of coalesced writes behind it",
+    "kvm_arch_set_tsc_khz": "arch_init 1: the rate of the time-stamp counter",
+    "hyperv_enabled": "arch_init 2: the CPUID leaves of Hyper-V, with hv=on",
+    "expose_kvm": "arch_init 3: KVM's signature and features, from leaf 0x40000000 on",
+    "setup_mce": "the machine-check banks that realize decided on",
+    "KVM_SET_CPUID2": "arch_init 4: tell KVM what the guest's CPUID instruction will show",
+    "x86_cpu_apic_realize": "realize 9: the local APIC, which KVM makes together with the vCPU",
+    "cpu_reset": "realize 10: registers as they are when it starts",
+    "thread start": "make the thread that is this vCPU's life",
     "start": "the thread is on its way",
-    WAIT_CREATED: "sleep until the vCPU says that it is created",
+    "wait for created": "sleep until the vCPU says that it is created",
     "init_vcpu": "in its thread: get the fd, map struct kvm_run, tell KVM what it is",
     "init_cpu_signals": "get ready for kicks: a signal that does nothing but interrupt KVM_RUN",
     "init_vcpu failed": "the thread ends; whoever started it is told why",
@@ -54,7 +70,6 @@ MEANINGS = {
     "KVM_GET_TSC_KHZ": "the rate of its time-stamp counter",
     "KVM_X86_GET_MCE_CAP_SUPPORTED": "how can this KVM report machine checks?",
     "KVM_X86_SETUP_MCE": "the banks that report machine checks",
-    "KVM_SET_CPUID2": "what the guest's CPUID instruction will show",
     "KVM_SET_MSRS": "model-specific registers",
     "KVM_GET_MSRS": "model-specific registers",
     "KVM_SET_LAPIC": "its local APIC",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from .exits import ExitEvent
-    from .vcpu import Vcpu
+    from ..exits import ExitEvent
+    from ..vcpu import Vcpu
 
 # Exit statuses of our own are even; a debug exit of v gives (v << 1) | 1.
 STATUS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -163,6 +163,11 @@ class Bus:
             shortcut = None if region is None else make(region, address - region.start)
             if shortcut is not None:
                 self.shortcuts[key] = shortcut
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """All claimed ranges, by address. Any thread."""
+        return self._regions
 
     def lookup(self, address: int) -> Region | None:
         """Return the region that holds `address`, if any."""

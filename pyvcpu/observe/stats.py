@@ -1,18 +1,22 @@
-"""cpu_exec under observation: how many exits there were, of which kind, and how long it took to serve them."""
+"""Statistics: how many exits there were, of which kind, and how long it took to serve them."""
 
 from __future__ import annotations
 
 from time import perf_counter_ns
 
 from ..kvm.abi import basic as abi
-from .execute import EXIT, EXIT_REASON, EXITS, IO_EXIT, KVM_RUN, refused, serve, shortcuts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Sequence
+    from collections.abc import Callable
+    from typing import TypeVar
 
-    from .vcpu import Vcpu
+    from ..vcpu import Vcpu
+    from ..vcpu.context import Find, Run, Serve
 
+    T = TypeVar("T")
+
+IO_EXIT = abi.KVM_EXIT_IO
 FINE, SHIFT = 1024, 7  # buckets of 128 ns up to 131 us; above, one for each power of two
 BUCKETS = FINE + 64
 TIMED = 7  # one of so many accesses to a port is timed; a prime, lest it keep step with what a guest repeats
@@ -77,55 +81,56 @@ class Kind:
 
 
 class Stats:
-    """Counts exits, by vCPU and reason. Each vCPU's thread writes its own; `kinds` may be read meanwhile.
+    """Counts exits, by vCPU and reason: a probe for Machine.observe().
 
-    `kinds[index][reason]`; those of a vCPU that was plugged again are added to those of its former life.
+    Each vCPU's thread writes its own; `kinds` may be read meanwhile. `kinds[index][reason]`; those of a vCPU that was
+    plugged again are added to those of its former life.
     """
 
     def __init__(self) -> None:
         self.kinds: list[dict[int, Kind]] = []
 
-    def attach(self, vcpus: Sequence[Vcpu]) -> None:
-        """Get ready for these; before any of them is started."""
-        self.kinds = [{} for _ in vcpus]
+    def attach(self, vcpus: int) -> None:
+        """Get ready for so many vCPUs; before any of them is started."""
+        self.kinds += [{} for _ in range(vcpus - len(self.kinds))]
 
-    def cpu_exec(self, vcpu: Vcpu) -> str:
-        """Do what execute.cpu_exec() does, and count. A clock read twice costs more than the count: see TIMED."""
-        kinds = self.kinds[vcpu.index]
+    def step(self, index: int, name: str, function: Callable[[], T]) -> T:
+        """Take the step: what happens in a vCPU's life is not counted."""
+        return function()
+
+    def moment(self, index: int, command: str, before: str, after: str) -> None:
+        """Do nothing."""
+
+    def kick(self, index: int, how: str) -> None:
+        """Do nothing."""
+
+    def loop(self, vcpu: Vcpu, run: Run, find: Find, serve: Serve) -> tuple[Run, Find, Serve]:
+        """Count what is served. A clock read twice costs more than the count: see TIMED."""
+        kinds, now, timed = self.kinds[vcpu.index], perf_counter_ns, TIMED
         ports = kinds.setdefault(IO_EXIT, Kind())
-        port, timed = ports.keys.get, TIMED
-        accel, run, now = vcpu.accel, vcpu.run, perf_counter_ns
-        fd, kvm_run, unpack = vcpu.fd.fd, vcpu.fd.kernel.request, EXIT.unpack_from
-        io_shortcut = shortcuts(vcpu)
-        while True:
-            try:
-                kvm_run(fd, KVM_RUN)
-            except OSError as error:
-                why = refused(vcpu, error.errno)
-                if why is not None:
-                    return why
-                continue
-            reason, key, byte, first, last = unpack(run, EXIT_REASON)
-            if first != last:
-                accel.drain(vcpu)
-            if reason == IO_EXIT:
-                access = io_shortcut(key)
-                if access is not None:
-                    counter = port(key) or ports.new(key)
-                    counter[0] = count = counter[0] + 1
-                    if count % timed != 1:
-                        access(vcpu, byte)
-                    else:
-                        start = now()
-                        access(vcpu, byte)
-                        ports.times.add(now() - start)
-                    continue
+        counters, times = ports.keys.get, ports.times.add
+
+        def found(key: int) -> Callable[[Vcpu, bytes], object] | None:
+            access = find(key)
+            if access is None:
+                return None
+            counter = counters(key) or ports.new(key)
+            counter[0] = count = counter[0] + 1
+            return access if count % timed != 1 else lambda vcpu, byte: measured(access, vcpu, byte)
+
+        def measured(access: Callable[[Vcpu, bytes], object], vcpu: Vcpu, byte: bytes) -> None:
             start = now()
-            why = serve(vcpu, reason, key)
+            access(vcpu, byte)
+            times(now() - start)
+
+        def served(reason: int, key: int) -> str | None:
+            start = now()
+            why = serve(reason, key)
             kind = kinds.get(reason) or kinds.setdefault(reason, Kind())
             kind.add(key if reason in BY_ADDRESS else 0, now() - start)
-            if why is not None:
-                return why
+            return why
+
+        return run, found, served
 
 
 def name_of(reason: int) -> str:
@@ -135,7 +140,7 @@ def name_of(reason: int) -> str:
     try:
         return Exit(reason).name
     except ValueError:
-        return f"reason {reason}" if reason in EXITS else f"unknown reason {reason}"
+        return f"unknown reason {reason}"
 
 
 def access_of(reason: int, key: int) -> str:

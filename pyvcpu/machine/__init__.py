@@ -1,0 +1,6 @@
+"""A machine: memory, processors and the devices of a small PC, wired together, and how it runs."""
+
+from __future__ import annotations
+
+from .machine import Machine as Machine
+from .machine import read_image as read_image

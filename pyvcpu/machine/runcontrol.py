@@ -1,0 +1,379 @@
+"""RunControl: how a run of a machine begins, stands still and ends; who waits for that, and who holds it.
+
+A run begins with resume() or run(), and ends once, with one outcome. The outcome, and what handlers raised, belong to
+that run. Who waits for it gets them, however late. An end that nobody has seen yet is kept: a run that has ended does
+not begin again before someone has.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from time import monotonic
+
+from ..errors import StateError
+from ..vcpu import Command, State, Vcpu, current_cpu
+from ..vcpu.cond import Cond
+from ..vcpu.states import BEING_BORN, MOVING, NO_THREAD, STATES
+from .outcome import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from ..exits import ExitEvent
+
+    class Still(Protocol):
+        """What the host feeds a guest with, and stands still with the world: an event loop, a gate."""
+
+        def hold(self, timeout: float | None = None) -> bool:
+            """Let nothing happen from now on, and return when what was under way is over; False after `timeout`."""
+
+        def release(self) -> None:
+            """Take back one hold()."""
+
+
+MOST_FAILURES = 64  # that are kept of a run; each vCPU has one, a device may have more
+
+
+class Run:
+    """One run: from the end of the one before to its own. All of it under the machine's lock."""
+
+    __slots__ = ("_seen", "failures", "outcome", "seen")
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self.failures: list[BaseException] = []
+        self.seen = False  # somebody has got the outcome
+        self._seen: dict[int, int] = {}  # how many of the failures each thread has got
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and somebody knows all of it."""
+        return self.outcome is not None and self.seen and max(self._seen.values(), default=0) >= len(self.failures)
+
+    def tell(self) -> Outcome | None:
+        """Return the outcome, or raise the first failure that this thread has not got yet."""
+        thread = threading.get_ident()
+        at = self._seen.get(thread, 0)
+        if at < len(self.failures):
+            self._seen[thread] = at + 1
+            self.seen = True
+            raise self.failures[at]
+        self.seen |= self.outcome is not None
+        return self.outcome
+
+    def unseen(self) -> BaseException | None:
+        """Return the first failure that nobody has got."""
+        at = max(self._seen.values(), default=0)
+        return self.failures[at] if at < len(self.failures) else None
+
+
+class RunControl:
+    """The run of one machine. `lock` guards it, and what the handles of its vCPUs say that it does.
+
+    The lock is held for moments only: never in KVM_RUN, in a handler or in other people's code. `cond` is signalled at
+    every change that someone may wait for.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.cond = Cond(self.lock)
+        self.cond.on_delay = self._kick_again
+        self.vcpus: Sequence[Vcpu] = ()
+        self.counts = dict.fromkeys(STATES.values(), 0)
+        self.closed = False  # no vCPU is started any more
+        self.run = Run()
+        self.running = (
+            False  # what a vCPU does that is plugged now: resume() was called, and neither pause() nor an end
+        )
+        self.holders: list[str] = []
+        # What stands still beside the vCPUs: what serves devices, also while the machine is paused; what the host
+        # feeds.
+        self.devices: list[Still] = []
+        self.feeds: list[Still] = []
+        self._devices_paused = False  # pause() holds `devices`
+        self.on_resume: list[Callable[[], object]] = []  # called with the lock held
+        self._pid = os.getpid()
+
+    def add(self, vcpus: Sequence[Vcpu]) -> None:
+        """Take these as the machine's; before any of them is started."""
+        self.vcpus = vcpus
+        for vcpu in vcpus:
+            self.counts[vcpu.state] += 1
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody holds the world still."""
+        return bool(self.holders)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that made the machine, and not a child that it forked."""
+        return os.getpid() == self._pid
+
+    def is_vcpu_thread(self) -> bool:
+        """Whether the calling thread is that of a vCPU of this machine."""
+        current = current_cpu()
+        return current is not None and current.control is self
+
+    # How a run begins.
+
+    def open(self) -> Run:
+        """Return the run that run() is to wait for: a new one where the last is over, so that a stop() counts for
+        it.
+        """
+        with self.lock:
+            return self._open_locked()
+
+    def _open_locked(self) -> Run:
+        if self.run.is_over:
+            self.run = Run()
+        return self.run
+
+    def resume(self) -> Run:
+        """Let all vCPUs run, unless the run has ended and nobody has seen that yet. One step under the lock."""
+        with self.lock:
+            run = self._open_locked()
+            if run.outcome is None and not self.closed:
+                self.running = True
+                self._command_all_locked(Command.RESUME)
+                for function in self.on_resume:
+                    function()
+            release = self.running and self._devices_paused
+            if release:
+                self._devices_paused = False
+        if release:
+            _release(self.devices)
+        return run
+
+    # How it ends.
+
+    def finish(
+        self,
+        reason: str,
+        status: int | None = None,
+        *,
+        vcpu: Vcpu | None = None,
+        exit: ExitEvent | None = None,
+        report: str = "",
+    ) -> None:
+        """End the run and stop every vCPU; the first outcome is the one that counts. Any thread, also in a handler.
+
+        A signal handler that interrupts the main thread where it holds the lock cannot wait for it: a helper does.
+        """
+        if vcpu is None and self.is_vcpu_thread():
+            vcpu = current_cpu()
+        outcome = Outcome(reason, status, vcpu, exit, report)
+        self._with_lock(lambda: self._finish_locked(outcome))
+
+    def fail(self, error: BaseException) -> None:
+        """End the run; `error` is raised in everyone who waits for it, also where it had ended before."""
+
+        def note() -> None:
+            if len(self.run.failures) < MOST_FAILURES and not any(error is known for known in self.run.failures):
+                self.run.failures.append(error)
+            self._finish_locked(Outcome("failed", 1, current_cpu() if self.is_vcpu_thread() else None))
+            self.cond.notify_all()
+
+        self._with_lock(note)
+
+    def _with_lock(self, function: Callable[[], None]) -> None:
+        if self.lock.acquire(blocking=threading.current_thread() is not threading.main_thread()):
+            try:
+                function()
+            finally:
+                self.lock.release()
+            return
+        # Either another thread has it for a moment, or the main thread itself has, under the signal handler that calls.
+        if self.lock.acquire(timeout=0.05):
+            try:
+                function()
+            finally:
+                self.lock.release()
+            return
+        threading.Thread(target=self._with_lock, args=(function,), name="stop", daemon=True).start()
+
+    def _finish_locked(self, outcome: Outcome) -> None:
+        if self.run.outcome is None:
+            self.run.outcome = outcome
+            self.running = False
+            self._command_all_locked(Command.PAUSE)
+            self.cond.notify_all()
+        else:
+            current = current_cpu()
+            if current is not None and current.control is self and current.state not in NO_THREAD:
+                current.command_locked(Command.PAUSE)  # it was resumed by itself after the machine's end
+
+    def changed_state(self, vcpu: Vcpu, old: State, new: State) -> None:
+        """Keep count, with the lock held, and see the machine's end: every vCPU is halted, none is left to wake it."""
+        counts = self.counts
+        counts[old] -= 1
+        counts[new] += 1
+        self.cond.notify_all()
+        if new in (State.HALTED, State.UNPLUGGED) and counts[State.HALTED] and self._nobody_can_wake():
+            self._finish_locked(Outcome("halted", vcpu=current_cpu() if self.is_vcpu_thread() else None))
+
+    def _nobody_can_wake(self) -> bool:
+        counts = self.counts
+        others = (State.RUNNING, State.PAUSED, State.LEAVING, State.PAUSED_HALTED, *BEING_BORN)
+        return not any(counts[state] for state in others)
+
+    # Who waits for the end.
+
+    def wait(self, run: Run, timeout: float | None) -> Outcome | None:
+        """Wait at most `timeout` seconds for the end of `run`: return its outcome, or raise what a handler raised."""
+        self.cond.wait_for(lambda: run.outcome is not None, timeout)
+        with self.lock:
+            return run.tell()
+
+    def current(self) -> Run:
+        """Return the run that is under way, or the last."""
+        with self.lock:
+            return self.run
+
+    # How it stands still.
+
+    def pause(self, timeout: float | None) -> bool:
+        """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first. See Machine.pause()."""
+        end = None if timeout is None else monotonic() + timeout
+        with self.lock:
+            self.running = False
+            tickets = self._command_all_locked(Command.PAUSE)
+        if self.is_vcpu_thread():
+            return True
+        if not self.cond.wait_for(lambda: all(vcpu.is_done_locked(ticket) for vcpu, ticket in tickets), timeout):
+            return False
+        # What was notified before is served, as if that had been done where it was made; then nothing more.
+        held = self._hold_stills(end)
+        with self.lock:
+            keep = len(held) == len(self.devices) and not self.running and not self._devices_paused
+            self._devices_paused |= keep
+        if not keep:
+            _release(held)
+        return len(held) == len(self.devices)
+
+    def _hold_stills(self, end: float | None, stills: Sequence[Still] | None = None) -> list[Still]:
+        """Hold what stands still beside the vCPUs, and return it; only a part once it is `end`."""
+        held: list[Still] = []
+        try:
+            for still in self.devices if stills is None else stills:
+                if not still.hold(None if end is None else max(end - monotonic(), 0)):
+                    break
+                held.append(still)
+        except BaseException:
+            _release(held)
+            raise
+        return held
+
+    def enter_hold(self, who: str, timeout: float | None) -> None:
+        """Have the world stand still for `who`. Raise TimeoutError, and take it back, after `timeout` seconds."""
+        end = None if timeout is None else monotonic() + timeout
+        with self.lock:
+            if self.closed:
+                raise StateError("the machine is closed; make another one")
+            self.holders.append(who)
+            if len(self.holders) == 1:
+                self._post_all_locked(Command.PAUSE)
+        held: list[Still] = []
+        try:
+            if not self.cond.wait_for(self._is_still, timeout):
+                raise TimeoutError(f"the machine does not stand still within {timeout} s: {self._who_moves()}")
+            stills = [*self.devices, *self.feeds]
+            held = self._hold_stills(end, stills)
+            if len(held) < len(stills):
+                raise TimeoutError(f"the machine does not stand still within {timeout} s: a device is at work")
+        except BaseException:
+            _release(held)
+            self._drop_holder(who)
+            raise
+
+    def leave_hold(self, who: str) -> None:
+        """Take back enter_hold(); the world goes on when the last has."""
+        _release([*self.devices, *self.feeds])
+        self._drop_holder(who)
+
+    def _drop_holder(self, who: str) -> None:
+        with self.lock:
+            self.holders.remove(who)
+            if self.holders:
+                return
+            for vcpu in self.vcpus:
+                if vcpu.state not in NO_THREAD and not vcpu.stopped:
+                    vcpu.post_locked(Command.RESUME)
+
+    def _is_still(self) -> bool:
+        return not any(self.counts[state] for state in MOVING)
+
+    def _who_moves(self) -> str:
+        with self.lock:
+            return ", ".join(f"vCPU {vcpu.index} is {vcpu.state}" for vcpu in self.vcpus if vcpu.state in MOVING)
+
+    # The end of it all.
+
+    def close(self) -> None:
+        """Unplug every vCPU for good, and wait until their threads have ended. Closing again waits for the same."""
+        threads = self.close_later()
+        # Not join() alone: a thread that another one is just starting cannot be joined yet.
+        self.cond.wait_for(lambda: all(vcpu.thread is not thread for vcpu, thread in threads))
+        for _, thread in threads:
+            thread.join()
+
+    def close_later(self) -> list[tuple[Vcpu, threading.Thread]]:
+        """Unplug every vCPU for good, without waiting; return the threads that are still there."""
+        with self.lock:
+            self.closed = True
+            if self.run.outcome is None:
+                self.run.outcome = Outcome("closed")  # for another thread that still waits for the end
+            self.running = False
+            threads = [(vcpu, vcpu.thread) for vcpu in self.vcpus if vcpu.thread is not None]
+            self._post_all_locked(Command.UNPLUG)
+            self.cond.notify_all()
+        return threads
+
+    # With the lock held.
+
+    def _command_all_locked(self, command: Command) -> list[tuple[Vcpu, int]]:
+        """Give a command to every vCPU; return those that have a thread, with the numbers to wait for."""
+        tickets = []
+        for vcpu in self.vcpus:
+            if vcpu.thread is not None:
+                tickets.append((vcpu, vcpu.command_locked(command)))
+            elif vcpu.state not in NO_THREAD:
+                vcpu.stopped = command is Command.PAUSE
+        return tickets
+
+    def _post_all_locked(self, command: Command) -> None:
+        for vcpu in self.vcpus:
+            if vcpu.thread is not None:
+                vcpu.post_locked(command)
+
+    def _kick_again(self) -> None:
+        """Signal once more those whose kick may have been lost: a program may reset the signal's handler at any
+        time.
+        """
+        for vcpu in self.vcpus:
+            vcpu.kick_again_locked()
+
+
+def _release(stills: Sequence[Still]) -> None:
+    for still in reversed(stills):
+        still.release()
+
+
+class Hold:
+    """`with machine.paused():`; see there."""
+
+    def __init__(self, control: RunControl, by: str, timeout: float | None) -> None:
+        self._control = control
+        self._who = f"{threading.current_thread().name}{f' ({by})' if by else ''}"
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        if self._control.is_vcpu_thread():
+            raise StateError("paused() would wait for the vCPU whose handler calls it; use it from another thread")
+        self._control.enter_hold(self._who, self._timeout)
+
+    def __exit__(self, *exc: object) -> None:
+        self._control.leave_hold(self._who)

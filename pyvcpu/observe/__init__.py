@@ -1,0 +1,1 @@
+"""What sees a run: statistics, a timeline, an explanation in words."""
