@@ -40,7 +40,7 @@ class Board:
     have its writes collected by KVM. `devices` are all of them by name, `irqchip` the interrupt controllers among them;
     `gate` is where what the host feeds them waits while the world stands still.
 
-    One thread at a time, that of the machine's `_start_lock`, calls the methods.
+    One thread at a time, the one that has `RunControl.start_lock`, calls the methods.
     """
 
     def __init__(

@@ -102,8 +102,6 @@ class Machine:
         self._wanted_irqchip = irqchip
         self._plan: Plan | None = None
         self._coalescer: Coalescer | None = None
-        # Taken by those who change which vCPUs there are or what they are: start, plug, unplug, reset, close.
-        self._start_lock = threading.RLock()
         self._closers: list[Callable[[], object]] = []  # in order of creation
         self.control = RunControl()
         try:
@@ -264,7 +262,7 @@ class Machine:
         """Let KVM collect the writes to a range; where it cannot, give `region` back and raise its ConfigError."""
         from .coalesced import Coalescer
 
-        with self._start_lock:
+        with self.control.start_lock:
             coalescer = self._coalescer = self._coalescer or Coalescer(self.context, self.control)
         try:
             coalescer.add(address, length, pio=pio)
@@ -293,7 +291,7 @@ class Machine:
 
     def start(self) -> None:
         """Realize the vCPUs and start their threads; each is created and paused when this returns."""
-        with self._start_lock:
+        with self.control.start_lock:
             self._not_closed()
             if self._plan is None:
                 raise StateError("there is nothing to run: load() an image first")
@@ -385,7 +383,7 @@ class Machine:
         if self.control.is_vcpu_thread():
             vcpu.unplug()
             return
-        with self._start_lock:
+        with self.control.start_lock:
             vcpu.unplug()
 
     def plug(self, index: int) -> None:
@@ -394,13 +392,8 @@ class Machine:
         It begins where its image has it begin: at the entry with start="all", with "bsp" waiting for INIT-SIPI-SIPI.
         Nothing of a former life is left. Raise StateError when it is in already, or the machine was never started.
         """
-        self._vcpu(index)
-        self._not_in_handler("plug")
-        with self._start_lock:
-            self._not_closed()
-            if not self.irqchip.kind:
-                raise StateError("a vCPU can be plugged once the machine is started: start() or run() it first")
-            self._threads[index].plug()
+        self._not_closed()
+        self._vcpu(index).plug()
 
     def _vcpu(self, index: int) -> Vcpu:
         if not isinstance(index, int):
@@ -417,7 +410,7 @@ class Machine:
         zeros elsewhere. Raise StateError before start().
         """
         self._not_in_handler("reset")
-        with self._start_lock:
+        with self.control.start_lock:
             self._not_closed()
             if not self.irqchip.kind:
                 raise StateError("there is nothing to reset: start() or run() the machine first")
@@ -465,7 +458,7 @@ class Machine:
             self._close_copies()
             return
         self._not_in_handler("close")
-        with self._start_lock:
+        with self.control.start_lock:
             self._close_all()
         with self.control.lock:
             failure = self.control.run.unseen()

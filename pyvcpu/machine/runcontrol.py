@@ -80,6 +80,8 @@ class RunControl:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.cond = Cond(self.lock)
+        # Taken by those who change which vCPUs there are or what they are: start, plug, unplug, reset, close.
+        self.start_lock = threading.RLock()
         self.cond.on_delay = self._kick_again
         self.vcpus: Sequence[Vcpu] = ()
         self.counts = dict.fromkeys(STATES.values(), 0)

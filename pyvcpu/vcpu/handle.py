@@ -60,6 +60,13 @@ if TYPE_CHECKING:  # mypy reads this as True
         def fail(self, error: BaseException) -> None:
             """End the run; `error` is raised in whoever waits for it."""
 
+        start_lock: threading.RLock  # taken by those who change which vCPUs there are
+
+    class Life(Protocol):
+        """The vCPU's thread, in all its lives; thread.VcpuThread is one."""
+
+        def plug(self) -> None: ...
+
     class Probe(Protocol):
         """What sees changes of state and kicks; the machine's lock is held meanwhile."""
 
@@ -126,6 +133,7 @@ class Vcpu:
         self.tsc_khz = 0  # known once it is created
         self.registers: RegisterFile = registers.general(self._with_shared)
         self.sregs: RegisterFile = registers.system(self._with_shared)
+        self.life: Life | None = None  # whoever makes the threads says so
         self._bell = threading.Lock()  # held; released to wake the vCPU's thread from wait_io_event (QEMU: halt_cond)
         self._bell.acquire()
         self._ident = 0
@@ -158,6 +166,16 @@ class Vcpu:
     def unplug(self, timeout: float | None = None) -> bool:
         """Take the vCPU out of the machine: its thread ends and its fd is parked for Machine.plug(); as pause()."""
         return self._command(Command.UNPLUG, timeout)
+
+    def plug(self) -> None:
+        """Put the vCPU into the machine: it starts anew, and runs if the machine does. See Machine.plug()."""
+        current = current_cpu()
+        if current is not None and current.control is self.control:
+            raise StateError("plug() would wait for a vCPU in a handler; use another thread")
+        with self.control.start_lock:
+            if self.life is None or self.control.closed:
+                raise StateError(f"vCPU {self.index} cannot be plugged: its machine is closed")
+            self.life.plug()
 
     def kick(self) -> None:
         """Make the vCPU leave KVM_RUN once and look at its inbox (QEMU: qemu_cpu_kick)."""

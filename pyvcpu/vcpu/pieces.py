@@ -14,7 +14,7 @@ from ..kvm.abi import capabilities
 from ..kvm.abi.layout import IMMEDIATE_EXIT
 from ..x86.cpuid import EAX, FEATURES
 from ..x86.start import set_start
-from .states import Command, State
+from .states import BEING_BORN, Command, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -128,7 +128,9 @@ def get_halted(cpu: Cpu) -> bytes:
 
 
 def set_halted(cpu: Cpu, data: bytes) -> None:
-    """Put the vCPU behind a HLT, or let it go on."""
+    """Put the vCPU behind a HLT, or let it go on. One that is being started is put there once it is created."""
+    if cpu.vcpu.state in BEING_BORN:
+        return
     cpu.vcpu.take_step(Command.HALT if data[0] else Command.WAKE)
 
 

@@ -27,6 +27,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
+    from .context import KvmContext
+    from .handle import Control, Vcpu
+    from .template import CpuTemplate
+
 # A vCPU thread takes no signal but the kick, and those that a fault of its own raises: they are the main thread's.
 BLOCKED = signal.valid_signals() - {
     SIG_IPI,
@@ -44,8 +48,11 @@ class VcpuThread(Cpu):
     realize(), start_thread() and wait_created() are for the thread that starts it; the rest runs on its own.
     """
 
-    _failure: BaseException | None = None
-    _loop: Callable[[], str]
+    def __init__(self, vcpu: Vcpu, context: KvmContext, template: CpuTemplate, control: Control) -> None:
+        super().__init__(vcpu, context, template, control)
+        vcpu.life = self
+        self._failure: BaseException | None = None
+        self._loop: Callable[[], str]
 
     # What the caller's thread does.
 
@@ -105,6 +112,8 @@ class VcpuThread(Cpu):
 
     def plug(self) -> None:
         """Realize and start the vCPU anew, from its starting state; it runs if the machine does."""
+        if not self.context.irqchip:
+            raise StateError("a vCPU can be plugged once the machine is started: start() or run() it first")
         self.realize()
         self.start_vcpu()
         with self.control.lock:

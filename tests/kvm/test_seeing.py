@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pyvcpu.trace import MOMENTS, MOST_EVENTS, STEPS
+from pyvcpu.observe.timeline import MOST_EVENTS
+from pyvcpu.observe.trace import MOMENTS, THREAD_START, WAIT_CREATED
 from pyvcpu.observe.stats import MOST_KEYS
 
 from tests.kvm.support import LONG, ROOT, environment
@@ -60,8 +61,9 @@ def test_explain() -> None:
 def test_trace(tmp_path: Path) -> None:
     run(TRACE, tmp_path)
     assert (tmp_path / "trace.json").stat().st_size > 0
-    for name in (*STEPS.values(), MOMENTS["created"], MOMENTS["gone"]):
-        assert f"`{name}`" in TEXT or name == "handle_guest_debug"
+    steps = ("realize", THREAD_START, WAIT_CREATED, "init_vcpu", "init_cpu_signals", "wait_io_event", "destroy_vcpu")
+    for name in (*steps, MOMENTS["created"], MOMENTS["gone"]):
+        assert f"`{name}`" in TEXT
 
 
 def test_limits() -> None:
