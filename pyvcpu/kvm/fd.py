@@ -71,7 +71,7 @@ class Fd:
         value = _value(request, argument)
         made = kind(self.kernel, -1, where, self)
         if made._own(map(self.kernel.ioctl, (self.fd,), (request.number,), (value,))) < 0:
-            raise self._refusal(request.name, where)
+            raise self.refusal(request.name, where)
         return made
 
     def fileno(self) -> int:
@@ -88,10 +88,10 @@ class Fd:
         value = _value(request, argument)
         result = self.kernel.ioctl(self.fd, request.number, value)
         if result < 0:
-            raise self._refusal(request.name, where)
+            raise self.refusal(request.name, where)
         return result
 
-    def _refusal(self, name: str, where: str) -> KvmError:
+    def refusal(self, name: str, where: str = "") -> KvmError:
         """Return the error of the request `name`, which the kernel has just refused."""
         code = self.kernel.errno()
         return KvmError(name, code, where or self.where, self._lacking(name, code))

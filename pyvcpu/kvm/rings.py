@@ -94,9 +94,11 @@ class DirtyRing:
         return found
 
     def close(self) -> None:
-        """Unmap the ring; doing so again does nothing."""
-        with self.lock:
-            self._map.close()
+        """Unmap the ring; doing so again does nothing. A harvest() that has more to read then raises ValueError.
+
+        Takes no lock: after a fork another thread of the parent may seem to hold it for ever.
+        """
+        self._map.close()
 
     def __enter__(self) -> Self:
         return self

@@ -143,7 +143,10 @@ def map_dirty_ring(vcpu: VcpuFd) -> DirtyRing:
     size = _vm(vcpu).dirty_ring_bytes
     if not size:
         raise ValueError("the VM has no dirty rings: enable_cap(Cap.DIRTY_LOG_RING, bytes) before the first vCPU")
-    return DirtyRing(vcpu.kernel.mmap_at(vcpu.fd, size, KVM_DIRTY_LOG_PAGE_OFFSET * PAGE))
+    try:
+        return DirtyRing(vcpu.kernel.mmap_at(vcpu.fd, size, KVM_DIRTY_LOG_PAGE_OFFSET * PAGE))
+    except OSError as error:
+        raise KvmError("mmap", error.errno or 0, vcpu.where) from None
 
 
 def _vm(vcpu: VcpuFd) -> Any:

@@ -184,7 +184,7 @@ def hyperv_eventfd(vm: VmFd, conn_id: int, eventfd: int | HasFileno) -> Registra
     request = abi.kvm_hyperv_eventfd(conn_id, fd_number("an eventfd", eventfd))
     vm.ioctl(abi.KVM_HYPERV_EVENTFD, request)
     undo = abi.kvm_hyperv_eventfd(conn_id, -1, abi.KVM_HYPERV_EVENTFD_DEASSIGN)
-    return Registration(f"Hyper-V connection {conn_id:#x}", lambda: vm.ioctl(abi.KVM_HYPERV_EVENTFD, undo))
+    return Registration(f"Hyper-V connection {conn_id:#x}", vm, abi.KVM_HYPERV_EVENTFD, undo)
 
 
 # Encrypted guests.
@@ -212,9 +212,8 @@ def memory_encrypt_reg_region(vm: VmFd, address: int, size: int) -> Registration
 
     region = abi.kvm_enc_region(in_range("address", address, U64), in_range("size", size, U64))
     vm.ioctl(abi.KVM_MEMORY_ENCRYPT_REG_REGION, region)
-    return Registration(
-        f"encrypted region {address:#x}, {size} bytes", lambda: vm.memory_encrypt_unreg_region(address, size)
-    )
+    what = f"encrypted region {address:#x}, {size} bytes"
+    return Registration(what, vm, abi.KVM_MEMORY_ENCRYPT_UNREG_REGION, region)
 
 
 def memory_encrypt_unreg_region(vm: VmFd, address: int, size: int) -> None:

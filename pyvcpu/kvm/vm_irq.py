@@ -122,7 +122,7 @@ def irqfd(vm: VmFd, eventfd: int | HasFileno, gsi: int, resamplefd: int | HasFil
         request.resamplefd = fd_number("a resamplefd", resamplefd)
     vm.ioctl(abi.KVM_IRQFD, request)
     undo = abi.kvm_irqfd(request.fd, gsi, abi.KVM_IRQFD_FLAG_DEASSIGN)
-    return Registration(f"irqfd {request.fd} for GSI {gsi}", lambda: vm.ioctl(abi.KVM_IRQFD, undo))
+    return Registration(f"irqfd {request.fd} for GSI {gsi}", vm, abi.KVM_IRQFD, undo)
 
 
 def signal_msi(vm: VmFd, address: int, data: int, devid: int | None = None) -> int:
