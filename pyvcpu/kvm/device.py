@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from .abi import device as abi
 from .attributes import get_attribute, has_attribute, set_attribute
-from .fd import Fd
+from .fd import U32, Fd, in_range
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from .vm import VmFd
 
 
 class DeviceFd(Fd):
@@ -31,3 +36,14 @@ class DeviceFd(Fd):
         Needs KVM_CAP_DEVICE_CTRL.
         """
         set_attribute(self, group, attr, data)
+
+
+def create_device(vm: VmFd, device_type: int, *, test: bool = False) -> DeviceFd | None:
+    """Create a device in the kernel, of those for x86 abi.KVM_DEV_TYPE_VFIO; `test`: only ask, return None.
+
+    KVM_CREATE_DEVICE, api.rst 4.79. Needs KVM_CAP_DEVICE_CTRL.
+    """
+    flags = abi.KVM_CREATE_DEVICE_TEST if test else 0
+    request = abi.kvm_create_device(in_range("a device type", device_type, U32), 0, flags)
+    vm.ioctl(abi.KVM_CREATE_DEVICE, request)
+    return None if test else DeviceFd(vm.kernel, request.fd, f"device of type {device_type}", vm)

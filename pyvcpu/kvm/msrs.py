@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Iterable, Sequence
 
     from .abi.base import Ioctl
+    from .vm import VmFd
 
 HEAD = ctypes.sizeof(abi.kvm_msrs)
 AT_ONCE = 255  # the kernel takes fewer than 256 in one request
@@ -104,7 +105,18 @@ def _request(fd: Fd, request: Ioctl, values: list[tuple[int, int]]) -> list[abi.
     return result
 
 
-def filter_argument(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[abi.kvm_msr_filter, list[object]]:
+def x86_set_msr_filter(vm: VmFd, ranges: Sequence[MsrFilterRange] = (), *, deny_others: bool = False) -> None:
+    """Rule which MSRs the guest may touch; what is denied is a #GP, or an exit under KVM_CAP_X86_USER_SPACE_MSR.
+
+    Without ranges and `deny_others`, all is allowed again. KVM_X86_SET_MSR_FILTER, api.rst 4.97. Needs
+    KVM_CAP_X86_MSR_FILTER.
+    """
+    argument, kept = _filter_argument(ranges, deny_others)
+    vm.ioctl(abi.KVM_X86_SET_MSR_FILTER, argument)
+    del kept  # the kernel has copied the bitmaps
+
+
+def _filter_argument(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[abi.kvm_msr_filter, list[object]]:
     """Return the argument of KVM_X86_SET_MSR_FILTER and the memory that it points to."""
     if len(ranges) > abi.KVM_MSR_FILTER_MAX_RANGES:
         raise ValueError(f"a filter has at most {abi.KVM_MSR_FILTER_MAX_RANGES} ranges, not {len(ranges)}")
