@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .vm import VmFd
 
+NO_FD = U32  # the kernel writes the fd over it
+
 
 class DeviceFd(Fd):
     """An in-kernel device of a VM: attributes, by group and number, with data that each of them defines."""
@@ -43,7 +45,15 @@ def create_device(vm: VmFd, device_type: int, *, test: bool = False) -> DeviceFd
 
     KVM_CREATE_DEVICE, api.rst 4.79. Needs KVM_CAP_DEVICE_CTRL.
     """
-    flags = abi.KVM_CREATE_DEVICE_TEST if test else 0
-    request = abi.kvm_create_device(in_range("a device type", device_type, U32), 0, flags)
-    vm.ioctl(abi.KVM_CREATE_DEVICE, request)
-    return None if test else DeviceFd(vm.kernel, request.fd, f"device of type {device_type}", vm)
+    in_range("a device type", device_type, U32)
+    if test:
+        vm.ioctl(abi.KVM_CREATE_DEVICE, abi.kvm_create_device(device_type, 0, abi.KVM_CREATE_DEVICE_TEST))
+        return None
+    made = DeviceFd(vm.kernel, -1, f"device of type {device_type}", vm)
+    request = abi.kvm_create_device(device_type, NO_FD)
+    try:
+        vm.ioctl(abi.KVM_CREATE_DEVICE, request)
+    finally:  # also when a Ctrl-C came behind the request: then `made` is dropped, which closes the fd
+        if request.fd != NO_FD:
+            made.own((request.fd,))
+    return made

@@ -36,7 +36,7 @@ def memory_encrypt_op(
     if data is not None and not isinstance(data, ctypes.Structure):
         raise TypeError(f"data must be a structure of the command's, not {data!r}")
     command.data = 0 if data is None else ctypes.addressof(data)
-    # The request is numbered as if it took an unsigned long; what it takes is the command.
+    # The number of the request says that it takes an unsigned long. It takes the command.
     whole = (ctypes.c_char * ctypes.sizeof(command)).from_buffer(command)
     fd.ioctl(sev.KVM_MEMORY_ENCRYPT_OP, whole)
 

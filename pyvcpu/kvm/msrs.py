@@ -36,10 +36,11 @@ class MsrError(KvmError):
 
 
 class MsrFilterRange:
-    """MSRs from `base` on, a bit for each in `bitmap`, lowest first: 1 allows a read or write that the flags name.
+    """A rule for `count` MSRs from `base` on: whether the guest may read or write them.
 
-    An access whose direction is not named is not ruled by this range. `count` is 8 times the length of `bitmap` when
-    not given.
+    `bitmap` has a bit for each, lowest first: 1 allows, 0 denies. With `read` it rules reads, with `write` writes; an
+    access that it does not rule is allowed or denied by the rest of the filter. Without `count`: 8 times the length of
+    `bitmap`.
     """
 
     __slots__ = ("base", "bitmap", "count", "read", "write")

@@ -1,4 +1,4 @@
-"""What a VM was told to watch: an object that takes it back, best with `with`."""
+"""What was registered with a VM, such as an eventfd: an object that takes it back, best with `with`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Registration:
     def close(self) -> None:
         """Take it back; doing so again does nothing. In a forked child, which cannot use the VM, do nothing at all.
 
-        As in Fd.close(), map() makes the request in the same step of C in which it takes the number, so that neither
-        another thread nor a Ctrl-C comes between.
+        Any thread, several at once: the request is made once. map() takes it and makes it in one step of C, as in
+        Fd.close(), so that no Ctrl-C can come between.
         """
         if self._pid != os.getpid():
             return

@@ -1,4 +1,4 @@
-"""VcpuFd's methods for control: interrupts, debugging, capabilities, memory, rings, statistics; Xen, TDX."""
+"""VcpuFd's methods for interrupts from outside, for the task-priority register, and for capabilities."""
 
 from __future__ import annotations
 

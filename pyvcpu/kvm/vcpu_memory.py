@@ -1,4 +1,4 @@
-"""VcpuFd's methods for memory: mapping it beforehand, and the rings in which KVM notes what the guest writes."""
+"""VcpuFd's methods for memory: mapping it in advance, and the rings in which KVM notes what the guest writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 
 def pre_fault_memory(vcpu: VcpuFd, address: int, size: int) -> int:
-    """Map guest physical memory before the guest touches it; return how many bytes were, `size` unless interrupted.
+    """Map guest physical memory before the guest touches it; return how many bytes: `size` unless interrupted.
 
     KVM_PRE_FAULT_MEMORY, api.rst 4.143. Needs KVM_CAP_PRE_FAULT_MEMORY.
     """

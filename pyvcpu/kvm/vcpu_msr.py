@@ -1,4 +1,4 @@
-"""VcpuFd's methods for MSRs, CPUID of other kinds, machine checks, time."""
+"""VcpuFd's methods for MSRs, for CPUID of other kinds, and for attributes."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def set_xsave(vcpu: VcpuFd, area: bytes) -> None:
     size = _xsave_size(vcpu)
     if not XSAVE_SIZE <= len(bytes_of("an XSAVE area", area)) <= size:
         raise ValueError(f"an XSAVE area is from {XSAVE_SIZE} to {size} bytes here")
-    # The kernel reads as much as KVM_CAP_XSAVE2 says, whatever it was given.
+    # The kernel always reads as many bytes as KVM_CAP_XSAVE2 says.
     vcpu.ioctl(abi.KVM_SET_XSAVE, ctypes.create_string_buffer(area, size))
 
 

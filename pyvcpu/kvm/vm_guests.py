@@ -1,4 +1,4 @@
-"""VmFd's methods for what a guest sees and is: clock, filters, devices, statistics; Xen, Hyper-V, SEV, TDX."""
+"""VmFd's methods for what its guest sees of time and of performance counters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def get_clock(vm: VmFd) -> clock.kvm_clock_data:
 
 
 def set_clock(vm: VmFd, data: clock.kvm_clock_data | int) -> None:
-    """Set the guest's clock, to a number of ns or with more; of the flags KVM takes only KVM_CLOCK_REALTIME.
+    """Set the guest's clock: a number of ns, or a structure whose only flag may be KVM_CLOCK_REALTIME.
 
     KVM_SET_CLOCK, api.rst 4.30. Needs KVM_CAP_ADJUST_CLOCK.
     """

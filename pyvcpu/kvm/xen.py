@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 from .abi import xen as abi
-from .abi.irq import kvm_irq_routing_xen_evtchn
-from .fd import PAGE, U8, U32, bytes_of, in_range
+from .abi.irq import KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL, kvm_irq_routing_xen_evtchn
+from .fd import PAGE, U8, U16, U32, bytes_of, in_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 
 def xen_hvm_config(vm: VmFd, flags: int, msr: int, blob_32: bytes = b"", blob_64: bytes = b"") -> None:
-    """Say how Xen hypercalls are set up: at a write to `msr`, KVM copies a page of a blob, or makes its own.
+    """Choose how a Xen guest gets its hypercall page when it writes to `msr`: KVM copies it from a blob, or makes it.
 
     The blobs are whole pages; they are kept as long as the VM. `flags`: abi.KVM_XEN_HVM_CONFIG_*.
     KVM_XEN_HVM_CONFIG, api.rst 4.28. Needs KVM_CAP_XEN_HVM.
@@ -37,7 +37,7 @@ def xen_hvm_get_attr(vm: VmFd, attr_type: int) -> abi.kvm_xen_hvm_attr:
 
     Needs KVM_CAP_XEN_HVM.
     """
-    attr = abi.kvm_xen_hvm_attr(type=in_range("an attribute type", attr_type, 0xFFFF))
+    attr = abi.kvm_xen_hvm_attr(type=in_range("an attribute type", attr_type, U16))
     vm.ioctl(abi.KVM_XEN_HVM_GET_ATTR, attr)
     return attr
 
@@ -47,7 +47,7 @@ def xen_hvm_set_attr(vm: VmFd, attr: abi.kvm_xen_hvm_attr) -> None:
     vm.ioctl(abi.KVM_XEN_HVM_SET_ATTR, attr)
 
 
-def xen_hvm_evtchn_send(vm: VmFd, port: int, vcpu: int, priority: int = 0xFFFF_FFFF) -> None:
+def xen_hvm_evtchn_send(vm: VmFd, port: int, vcpu: int, priority: int = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL) -> None:
     """Signal an event channel of a Xen guest (KVM_XEN_HVM_EVTCHN_SEND, api.rst 4.135). Needs KVM_CAP_XEN_HVM."""
     event = kvm_irq_routing_xen_evtchn(
         in_range("a port", port, U32), in_range("a vCPU", vcpu, U32), in_range("a priority", priority, U32)
@@ -60,7 +60,7 @@ def xen_vcpu_get_attr(vcpu: VcpuFd, attr_type: int) -> abi.kvm_xen_vcpu_attr:
 
     Needs KVM_CAP_XEN_HVM.
     """
-    attr = abi.kvm_xen_vcpu_attr(type=in_range("an attribute type", attr_type, 0xFFFF))
+    attr = abi.kvm_xen_vcpu_attr(type=in_range("an attribute type", attr_type, U16))
     vcpu.ioctl(abi.KVM_XEN_VCPU_GET_ATTR, attr)
     return attr
 

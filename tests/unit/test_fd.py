@@ -19,6 +19,7 @@ import pytest
 from pyvcpu.kvm import Kvm, KvmError, Registration, VcpuFd, VmFd
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.base import IO
+from pyvcpu.kvm.abi.device import kvm_create_device
 from pyvcpu.kvm.abi.ioevent import KVM_UNREGISTER_COALESCED_MMIO, kvm_coalesced_mmio_zone
 from pyvcpu.kvm.fd import Fd
 from tests.fake_kernel import FakeKernel
@@ -122,7 +123,6 @@ def test_a_new_fd_has_an_owner_whatever_interrupts() -> None:
         for _, interrupted in interrupted_everywhere(
             lambda: system, lambda system: made.append(system.create(Fd, request))
         ):
-            gc.collect()
             if interrupted:
                 assert not is_open(NUMBER), "nobody owns it"
             else:
@@ -131,6 +131,38 @@ def test_a_new_fd_has_an_owner_whatever_interrupts() -> None:
         made[0].close()
         assert not is_open(NUMBER)
         system.fd = -1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_new_device_has_an_owner(interrupted: bool) -> None:
+    """Its fd comes in the structure of the request, not as the answer: a Ctrl-C can come right behind the request."""
+    file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    kernel = CKernel()
+    kernel.close = os.close
+
+    def ioctl(fd: int, number: int, argument: int) -> int:
+        device = kvm_create_device.from_address(argument)
+        if not device.flags:
+            device.fd = os.dup2(file, NUMBER)
+        if interrupted:
+            raise KeyboardInterrupt
+        return 0
+
+    kernel.ioctl = ioctl
+    vm = VmFd(kernel, -1)  # type: ignore[arg-type]  # no more than it needs
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            vm.create_device(4)
+        gc.collect()
+    else:
+        made = vm.create_device(4)
+        assert made is not None
+        assert made.fd == NUMBER
+        made.close()
+        assert vm.create_device(4, test=True) is None
+    assert not is_open(NUMBER)
+    os.close(file)
 
 
 def test_many_threads_close_once() -> None:
