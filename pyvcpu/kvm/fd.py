@@ -56,13 +56,12 @@ class Fd:
     def own(self, answer: Iterable[int]) -> int:
         """Own the fd that `answer` gives, a map() over a function of the kernel; return it, -1 when that failed.
 
-        map() and extend() are C: the number comes into this object without a line of Python in between. A Ctrl-C comes
-        before that or after it; then the object is dropped, which closes the fd.
+        A signal that arrives during a system call has its Python handler run at the next line of Python. So there is
+        none between the kernel and this object: map(), filter() and extend() are C. A Ctrl-C then finds an owner; the
+        object is dropped, which closes the fd.
         """
-        self._numbers.extend(answer)
-        self.fd = self._numbers[0]
-        if self.fd < 0:
-            self._numbers.clear()
+        self._numbers.extend(filter((0).__le__, answer))
+        self.fd = self._numbers[0] if self._numbers else -1
         return self.fd
 
     def create(self, kind: type[Made], request: Ioctl, argument: int | ctypes._CData = 0, where: str = "") -> Made:

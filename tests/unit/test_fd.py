@@ -45,6 +45,7 @@ class Interrupts:
         self.left = at
 
     def __enter__(self) -> Interrupts:
+        sys._getframe().f_trace_opcodes = True  # Python 3.12.1 gives no such events unless some frame wants them before
         sys.settrace(self.trace)
         return self
 
