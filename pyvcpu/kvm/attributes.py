@@ -9,7 +9,7 @@ from .abi import device as abi
 from .errors import KvmError
 from .fd import PAGE, U32, U64, Fd, bytes_of, in_range
 
-# How much the kernel reads or writes is up to the attribute: it always finds this much of our memory.
+# The attribute decides how many bytes the kernel reads or writes. It always gets this many.
 ROOM = PAGE
 
 

@@ -1,7 +1,7 @@
 """Every request of the KVM API on x86: which class has it under which name, what it needs, how old it is.
 
-Read by the documentation's generator and the tests, and here when a request failed: then it names the capability that
-this KVM lacks.
+When a request failed, lacking() uses it to name the capability that this KVM lacks. The generator of docs/kvm-api.md
+and the tests read it, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from .fd import Fd
 
-# class: method, request, capability ("" for none), kernel that brought the request to x86.
+# class: method, request, capability (- for none), kernel that brought the request to x86.
 _TABLE = {
     "Kvm": """
         get_api_version             KVM_GET_API_VERSION             -                       2.6.20

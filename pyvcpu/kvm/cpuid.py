@@ -21,7 +21,7 @@ FIRST_GUESS, KERNEL_LIMIT = 128, 4096
 
 
 class CpuidTable:
-    """A list of kvm_cpuid_entry2 in one piece of memory, headed by kvm_cpuid2 as the kernel wants it.
+    """A list of kvm_cpuid_entry2 behind a kvm_cpuid2, in one piece of memory, as the kernel wants it.
 
     `table[i]` and iteration give entries that write through; a copy() is independent.
     """
@@ -90,6 +90,6 @@ class CpuidTable:
 
 
 def _filled(buffer: ctypes.Array[ctypes.c_char], size: int) -> int:
-    """Return how many entries the kernel has written: Linux 6.1 does not tell when KVM_GET_CPUID2 succeeds."""
+    """Return how many entries the kernel has written. Linux 6.1 leaves nent alone when KVM_GET_CPUID2 succeeds."""
     written = buffer.raw[HEAD : HEAD + size * ENTRY].rstrip(b"\0")
     return -(-len(written) // ENTRY)

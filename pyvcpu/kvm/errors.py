@@ -20,7 +20,6 @@ HINTS: dict[tuple[str, int], str] = {
     ): "the kernel has no memory left for this, or this process may have no more (ulimit -v, cgroup)",
     ("", errno.EMFILE): "this process has as many files open as it may (ulimit -n)",
     ("", errno.ENFILE): "the system has as many files open as it may (sysctl fs.file-max)",
-    ("", errno.EAGAIN): "the kernel could not start a thread that it needs for this (ulimit -u, pids.max)",
     ("KVM_GET_API_VERSION", errno.ENOTTY): "this is not a KVM device; the usual one is /dev/kvm",
     ("KVM_CREATE_VM", errno.ENOMEM): "the kernel has no memory left for another VM",
     ("KVM_CREATE_VM", errno.EBUSY): "another hypervisor holds the processor's virtualization",
@@ -52,6 +51,7 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_SET_SREGS", errno.EINVAL): "the control registers, EFER, segments and APIC base must be consistent",
     ("KVM_KVMCLOCK_CTRL", errno.EINVAL): "the guest has not set up kvmclock",  # at every start
     ("KVM_RUN", errno.EINVAL): "kvm_valid_regs or kvm_dirty_regs holds a bit that this KVM does not know",
+    ("KVM_RUN", errno.EAGAIN): "the kernel may start no worker thread, if this lasts (ulimit -u, pids.max)",
     ("KVM_RUN", errno.EFAULT): "the guest reached memory that the host could not provide",
     ("KVM_RUN", errno.ENOEXEC): "the vCPU has not been initialized",
 }

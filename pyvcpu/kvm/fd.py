@@ -28,8 +28,7 @@ U8, U16, U32, U64 = 0xFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 INT_MAX = 0x7FFF_FFFF
 PAGE = 4096
 
-
-# What KVM answers to a request whose capability it lacks; it has other reasons for other errors.
+# What KVM may answer to a request whose capability it lacks. Other errors have other reasons.
 WITHOUT_CAPABILITY = (errno.ENOTTY, errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP, errno.EPERM, errno.ENODEV)
 
 
@@ -54,24 +53,23 @@ class Fd:
         self._once = iter(self._numbers)
         self.fd = fd
 
-    def _own(self, answer: Iterable[int]) -> int:
-        """Become the owner of the fd that `answer`, an iterator in C, gets from the kernel; return it, or -1.
+    def own(self, answer: Iterable[int]) -> int:
+        """Own the fd that `answer` gives, a map() over a function of the kernel; return it, -1 when that failed.
 
-        The number goes from the kernel into the object without a line of Python in between. A Ctrl-C comes before or
-        after: then the object is dropped, and closes its fd.
+        A signal that arrives during a system call has its Python handler run at the next line of Python. So there is
+        none between the kernel and this object: map(), filter() and extend() are C. A Ctrl-C then finds an owner; the
+        object is dropped, which closes the fd.
         """
-        self._numbers.extend(answer)
-        self.fd = self._numbers[0]
-        if self.fd < 0:
-            self._numbers.clear()
+        self._numbers.extend(filter((0).__le__, answer))
+        self.fd = self._numbers[0] if self._numbers else -1
         return self.fd
 
     def create(self, kind: type[Made], request: Ioctl, argument: int | ctypes._CData = 0, where: str = "") -> Made:
         """Make `request`, which gives a new fd, and return the object of `kind` that owns it. Errors: as ioctl()."""
         value = _value(request, argument)
         made = kind(self.kernel, -1, where, self)
-        if made._own(map(self.kernel.ioctl, (self.fd,), (request.number,), (value,))) < 0:
-            raise self._refusal(request.name, where)
+        if made.own(map(self.kernel.ioctl, (self.fd,), (request.number,), (value,))) < 0:
+            raise self.refusal(request.name, where)
         return made
 
     def fileno(self) -> int:
@@ -88,10 +86,10 @@ class Fd:
         value = _value(request, argument)
         result = self.kernel.ioctl(self.fd, request.number, value)
         if result < 0:
-            raise self._refusal(request.name, where)
+            raise self.refusal(request.name, where)
         return result
 
-    def _refusal(self, name: str, where: str) -> KvmError:
+    def refusal(self, name: str, where: str = "") -> KvmError:
         """Return the error of the request `name`, which the kernel has just refused."""
         code = self.kernel.errno()
         return KvmError(name, code, where or self.where, self._lacking(name, code))
@@ -109,8 +107,8 @@ class Fd:
     def close(self) -> None:
         """Close the fd; closing again does nothing. Any thread, several at once.
 
-        map() takes the number and closes it in one step of C: no other thread gets the number, too, and no Ctrl-C can
-        come between. One that comes before leaves it to the next close().
+        map() takes the number and closes it in one step of C. So one thread gets it, and no Ctrl-C can come between. A
+        Ctrl-C that comes before leaves the fd to the next close().
         """
         self.fd = -1
         for _ in map(self.kernel.close, self._once):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Iterable, Sequence
 
     from .abi.base import Ioctl
+    from .vm import VmFd
 
 HEAD = ctypes.sizeof(abi.kvm_msrs)
 AT_ONCE = 255  # the kernel takes fewer than 256 in one request
@@ -35,10 +36,11 @@ class MsrError(KvmError):
 
 
 class MsrFilterRange:
-    """MSRs from `base` on, a bit for each in `bitmap`, lowest first: 1 allows a read or write that the flags name.
+    """A rule for `count` MSRs from `base` on: whether the guest may read or write them.
 
-    An access whose direction is not named is not ruled by this range. `count` is 8 times the length of `bitmap` when
-    not given.
+    `bitmap` has a bit for each, lowest first: 1 allows, 0 denies. With `read` it rules reads, with `write` writes; an
+    access that it does not rule is allowed or denied by the rest of the filter. Without `count`: 8 times the length of
+    `bitmap`.
     """
 
     __slots__ = ("base", "bitmap", "count", "read", "write")
@@ -104,7 +106,18 @@ def _request(fd: Fd, request: Ioctl, values: list[tuple[int, int]]) -> list[abi.
     return result
 
 
-def filter_argument(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[abi.kvm_msr_filter, list[object]]:
+def x86_set_msr_filter(vm: VmFd, ranges: Sequence[MsrFilterRange] = (), *, deny_others: bool = False) -> None:
+    """Rule which MSRs the guest may touch; what is denied is a #GP, or an exit under KVM_CAP_X86_USER_SPACE_MSR.
+
+    Without ranges and `deny_others`, all is allowed again. KVM_X86_SET_MSR_FILTER, api.rst 4.97. Needs
+    KVM_CAP_X86_MSR_FILTER.
+    """
+    argument, kept = _filter_argument(ranges, deny_others)
+    vm.ioctl(abi.KVM_X86_SET_MSR_FILTER, argument)
+    del kept  # the kernel has copied the bitmaps
+
+
+def _filter_argument(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[abi.kvm_msr_filter, list[object]]:
     """Return the argument of KVM_X86_SET_MSR_FILTER and the memory that it points to."""
     if len(ranges) > abi.KVM_MSR_FILTER_MAX_RANGES:
         raise ValueError(f"a filter has at most {abi.KVM_MSR_FILTER_MAX_RANGES} ranges, not {len(ranges)}")

@@ -1,4 +1,4 @@
-"""The rings that KVM fills while guests run: coalesced writes, dirty pages. Nobody needs an ioctl to read them."""
+"""The rings that KVM fills while guests run: coalesced writes, dirty pages. They are read without an ioctl."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class DirtyRing:
         self.lock = allocate_lock()
 
     def harvest(self) -> list[tuple[int, int]]:
-        """Take all new entries, in their order; no others until VmFd.reset_dirty_rings() frees their places."""
+        """Take all new entries, in their order. VmFd.reset_dirty_rings() then frees their places for others."""
         found = []
         with self.lock:
             for _ in range(self.entries):
@@ -94,9 +94,11 @@ class DirtyRing:
         return found
 
     def close(self) -> None:
-        """Unmap the ring; doing so again does nothing."""
-        with self.lock:
-            self._map.close()
+        """Unmap the ring; doing so again does nothing. A harvest() that has more to read then raises ValueError.
+
+        Takes no lock: after a fork another thread of the parent may seem to hold it for ever.
+        """
+        self._map.close()
 
     def __enter__(self) -> Self:
         return self

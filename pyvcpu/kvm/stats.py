@@ -13,6 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Iterator
 
+    from .vcpu import VcpuFd
+    from .vm import VmFd
+
 HEADER = ctypes.sizeof(abi.kvm_stats_header)
 DESC = ctypes.sizeof(abi.kvm_stats_desc)
 TYPES = {0: "cumulative", 1: "instant", 2: "peak", 3: "linear histogram", 4: "logarithmic histogram"}
@@ -80,9 +83,9 @@ class StatsFd(Fd):
             raise KvmError("pread", error.errno or 0, self.where) from None
 
 
-def open_stats(fd: Fd, where: str) -> StatsFd:
-    """Return the statistics of `fd`, a VM or vCPU; `where` is what messages call them."""
-    return fd.create(StatsFd, abi.KVM_GET_STATS_FD, where=where)
+def get_stats_fd(fd: VmFd | VcpuFd) -> StatsFd:
+    """Open the statistics of this VM or vCPU (KVM_GET_STATS_FD, api.rst 4.133). Needs KVM_CAP_BINARY_STATS_FD."""
+    return fd.create(StatsFd, abi.KVM_GET_STATS_FD, where=f"statistics of {fd.where or 'the VM'}")
 
 
 def _text(raw: bytes) -> str:

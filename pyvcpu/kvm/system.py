@@ -40,7 +40,7 @@ class Kvm(Fd):
         self.path = path
         self.mmap_size = 0
         try:
-            self._own(map(self.kernel.open, (path,)))
+            self.own(map(self.kernel.open, (path,)))
         except OSError as error:
             raise explain_open(path, error) from None
         try:
@@ -65,7 +65,7 @@ class Kvm(Fd):
                 "KVM_GET_API_VERSION",
                 0,
                 self.path,
-                f"version must be {abi.KVM_API_VERSION}, not {version}: this is no KVM that anyone should use",
+                f"version must be {abi.KVM_API_VERSION}, not {version}: this KVM cannot be used",
             )
 
     def get_api_version(self) -> int:

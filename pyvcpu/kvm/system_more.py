@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from .abi import basic, features
+from .abi import basic, features, msr
 from .attributes import get_attribute, has_attribute
 from .cpuid import CpuidTable
 from .msrs import fetch_index_list, read_msrs
@@ -18,9 +18,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 def get_msr_index_list(kvm: Kvm) -> list[int]:
     """Return the MSRs that a vCPU's state consists of (KVM_GET_MSR_INDEX_LIST, api.rst 4.3)."""
-    from .abi.msr import KVM_GET_MSR_INDEX_LIST
-
-    return fetch_index_list(kvm, KVM_GET_MSR_INDEX_LIST)
+    return fetch_index_list(kvm, msr.KVM_GET_MSR_INDEX_LIST)
 
 
 def get_msr_feature_index_list(kvm: Kvm) -> list[int]:
@@ -28,9 +26,7 @@ def get_msr_feature_index_list(kvm: Kvm) -> list[int]:
 
     KVM_GET_MSR_FEATURE_INDEX_LIST, api.rst 4.3. Needs KVM_CAP_GET_MSR_FEATURES.
     """
-    from .abi.msr import KVM_GET_MSR_FEATURE_INDEX_LIST
-
-    return fetch_index_list(kvm, KVM_GET_MSR_FEATURE_INDEX_LIST)
+    return fetch_index_list(kvm, msr.KVM_GET_MSR_FEATURE_INDEX_LIST)
 
 
 def get_msrs(kvm: Kvm, indices: Iterable[int]) -> list[tuple[int, int]]:

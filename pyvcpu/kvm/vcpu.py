@@ -14,11 +14,17 @@ if TYPE_CHECKING:  # mypy reads this as True
     import mmap
     from typing import Any
 
-    from . import vcpu_control, vcpu_msr, vcpu_state
+    from . import encryption, stats, vcpu_clock, vcpu_control, vcpu_debug, vcpu_memory, vcpu_msr, vcpu_state, xen
 else:
+    encryption = LazyModule("pyvcpu.kvm.encryption")
+    stats = LazyModule("pyvcpu.kvm.stats")
+    vcpu_clock = LazyModule("pyvcpu.kvm.vcpu_clock")
     vcpu_control = LazyModule("pyvcpu.kvm.vcpu_control")
+    vcpu_debug = LazyModule("pyvcpu.kvm.vcpu_debug")
+    vcpu_memory = LazyModule("pyvcpu.kvm.vcpu_memory")
     vcpu_msr = LazyModule("pyvcpu.kvm.vcpu_msr")
     vcpu_state = LazyModule("pyvcpu.kvm.vcpu_state")
+    xen = LazyModule("pyvcpu.kvm.xen")
 
 RUN_AGAIN = (errno.EINTR, errno.EAGAIN)
 
@@ -122,8 +128,6 @@ class VcpuFd(Fd):
     set_lapic = vcpu_state.set_lapic
     get_vcpu_events = vcpu_state.get_vcpu_events
     set_vcpu_events = vcpu_state.set_vcpu_events
-    get_debugregs = vcpu_state.get_debugregs
-    set_debugregs = vcpu_state.set_debugregs
     get_xsave = vcpu_state.get_xsave
     get_xsave2 = vcpu_state.get_xsave2
     set_xsave = vcpu_state.set_xsave
@@ -134,31 +138,39 @@ class VcpuFd(Fd):
     get_one_reg = vcpu_state.get_one_reg
     set_one_reg = vcpu_state.set_one_reg
     get_reg_list = vcpu_state.get_reg_list
+    set_signal_mask = vcpu_state.set_signal_mask
+    # vcpu_debug.py
+    get_debugregs = vcpu_debug.get_debugregs
+    set_debugregs = vcpu_debug.set_debugregs
+    x86_setup_mce = vcpu_debug.x86_setup_mce
+    x86_set_mce = vcpu_debug.x86_set_mce
+    set_guest_debug = vcpu_debug.set_guest_debug
     # vcpu_msr.py
     get_msrs = vcpu_msr.get_msrs
     set_msrs = vcpu_msr.set_msrs
     set_cpuid = vcpu_msr.set_cpuid
     get_supported_hv_cpuid = vcpu_msr.get_supported_hv_cpuid
-    x86_setup_mce = vcpu_msr.x86_setup_mce
-    x86_set_mce = vcpu_msr.x86_set_mce
-    set_tsc_khz = vcpu_msr.set_tsc_khz
-    kvmclock_ctrl = vcpu_msr.kvmclock_ctrl
     has_device_attr = vcpu_msr.has_device_attr
     get_device_attr = vcpu_msr.get_device_attr
     set_device_attr = vcpu_msr.set_device_attr
+    # vcpu_clock.py
+    set_tsc_khz = vcpu_clock.set_tsc_khz
+    kvmclock_ctrl = vcpu_clock.kvmclock_ctrl
     # vcpu_control.py
     interrupt = vcpu_control.interrupt
     nmi = vcpu_control.nmi
     smi = vcpu_control.smi
-    set_guest_debug = vcpu_control.set_guest_debug
-    set_signal_mask = vcpu_control.set_signal_mask
     tpr_access_reporting = vcpu_control.tpr_access_reporting
     set_vapic_addr = vcpu_control.set_vapic_addr
     enable_cap = vcpu_control.enable_cap
-    pre_fault_memory = vcpu_control.pre_fault_memory
-    coalesced_ring = vcpu_control.coalesced_ring
-    map_dirty_ring = vcpu_control.map_dirty_ring
-    get_stats_fd = vcpu_control.get_stats_fd
-    xen_vcpu_get_attr = vcpu_control.xen_vcpu_get_attr
-    xen_vcpu_set_attr = vcpu_control.xen_vcpu_set_attr
-    memory_encrypt_op = vcpu_control.memory_encrypt_op
+    # vcpu_memory.py
+    pre_fault_memory = vcpu_memory.pre_fault_memory
+    coalesced_ring = vcpu_memory.coalesced_ring
+    map_dirty_ring = vcpu_memory.map_dirty_ring
+    # stats.py
+    get_stats_fd = stats.get_stats_fd
+    # xen.py
+    xen_vcpu_get_attr = xen.xen_vcpu_get_attr
+    xen_vcpu_set_attr = xen.xen_vcpu_set_attr
+    # encryption.py
+    memory_encrypt_op = encryption.memory_encrypt_op

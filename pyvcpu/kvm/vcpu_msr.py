@@ -1,13 +1,13 @@
-"""VcpuFd's methods for MSRs, CPUID of other kinds, machine checks, time."""
+"""VcpuFd's methods for MSRs, for CPUID of other kinds, and for attributes."""
 
 from __future__ import annotations
 
 import ctypes
 
-from .abi import basic, debug, features
+from .abi import features
 from .attributes import get_attribute, has_attribute, set_attribute
 from .cpuid import CpuidTable
-from .fd import U32, U64, in_range
+from .fd import U64, in_range
 from .msrs import read_msrs, write_msrs
 
 TYPE_CHECKING = False
@@ -52,39 +52,6 @@ def get_supported_hv_cpuid(vcpu: VcpuFd) -> CpuidTable:
     KVM_GET_SUPPORTED_HV_CPUID, api.rst 4.118. Needs KVM_CAP_HYPERV_CPUID.
     """
     return CpuidTable.fetch(vcpu, features.KVM_GET_SUPPORTED_HV_CPUID)
-
-
-def x86_setup_mce(vcpu: VcpuFd, mcg_cap: int) -> None:
-    """Give the vCPU machine-check banks: bits 7-0 how many, the rest of Kvm.x86_get_mce_cap_supported().
-
-    KVM_X86_SETUP_MCE, api.rst 4.105. Needs KVM_CAP_MCE.
-    """
-    vcpu.ioctl(basic.KVM_X86_SETUP_MCE, ctypes.c_uint64(in_range("mcg_cap", mcg_cap, U64)))
-
-
-def x86_set_mce(vcpu: VcpuFd, mce: debug.kvm_x86_mce) -> None:
-    """Inject a machine check (KVM_X86_SET_MCE, api.rst 4.106). Needs KVM_CAP_MCE."""
-    vcpu.ioctl(debug.KVM_X86_SET_MCE, mce)
-
-
-def set_tsc_khz(vcpu: VcpuFd, khz: int) -> None:
-    """Set the rate of the guest's time-stamp counter; 0: the host's (KVM_SET_TSC_KHZ, api.rst 4.55).
-
-    Needs KVM_CAP_TSC_CONTROL, unless the rate is close to the host's.
-    """
-    from .abi.clock import KVM_SET_TSC_KHZ
-
-    vcpu.ioctl(KVM_SET_TSC_KHZ, in_range("khz", khz, U32))
-
-
-def kvmclock_ctrl(vcpu: VcpuFd) -> None:
-    """Tell the guest that it was stopped, so that its watchdogs stay calm; only for a guest that uses kvmclock.
-
-    KVM_KVMCLOCK_CTRL, api.rst 4.70. Needs KVM_CAP_KVMCLOCK_CTRL.
-    """
-    from .abi.state import KVM_KVMCLOCK_CTRL
-
-    vcpu.ioctl(KVM_KVMCLOCK_CTRL)
 
 
 def has_device_attr(vcpu: VcpuFd, group: int, attr: int) -> bool:

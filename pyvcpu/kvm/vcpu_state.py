@@ -12,10 +12,9 @@ from .fd import U32, U64, bytes_of, in_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from .abi import debug
     from .vcpu import VcpuFd
 
 XSAVE_SIZE = 4096
@@ -80,22 +79,6 @@ def set_vcpu_events(vcpu: VcpuFd, state: events.kvm_vcpu_events) -> None:
     vcpu.ioctl(events.KVM_SET_VCPU_EVENTS, state)
 
 
-def get_debugregs(vcpu: VcpuFd) -> debug.kvm_debugregs:
-    """Read the guest's debug registers (KVM_GET_DEBUGREGS, api.rst 4.33). Needs KVM_CAP_DEBUGREGS."""
-    from .abi import debug
-
-    registers = debug.kvm_debugregs()
-    vcpu.ioctl(debug.KVM_GET_DEBUGREGS, registers)
-    return registers
-
-
-def set_debugregs(vcpu: VcpuFd, registers: debug.kvm_debugregs) -> None:
-    """Write the guest's debug registers (KVM_SET_DEBUGREGS, api.rst 4.34). Needs KVM_CAP_DEBUGREGS."""
-    from .abi import debug
-
-    vcpu.ioctl(debug.KVM_SET_DEBUGREGS, registers)
-
-
 def get_xsave(vcpu: VcpuFd) -> bytes:
     """Return 4096 bytes of XSAVE area, laid out as CPUID leaf 0xD says; get_xsave2() when there is more.
 
@@ -118,7 +101,7 @@ def set_xsave(vcpu: VcpuFd, area: bytes) -> None:
     size = _xsave_size(vcpu)
     if not XSAVE_SIZE <= len(bytes_of("an XSAVE area", area)) <= size:
         raise ValueError(f"an XSAVE area is from {XSAVE_SIZE} to {size} bytes here")
-    # The kernel reads as much as KVM_CAP_XSAVE2 says, whatever it was given.
+    # The kernel always reads as many bytes as KVM_CAP_XSAVE2 says.
     vcpu.ioctl(abi.KVM_SET_XSAVE, ctypes.create_string_buffer(area, size))
 
 
@@ -177,6 +160,23 @@ def set_nested_state(vcpu: VcpuFd, state: bytes) -> None:
     if nested.kvm_nested_state.from_buffer_copy(state).size > len(state):
         raise ValueError("the size that the nested state names must not be more than there is")
     vcpu.ioctl(nested.KVM_SET_NESTED_STATE, ctypes.create_string_buffer(state, len(state)))
+
+
+def set_signal_mask(vcpu: VcpuFd, blocked: Iterable[int] | None) -> None:
+    """Block exactly the signals `blocked` while in KVM_RUN; None: the thread's own mask (KVM_SET_SIGNAL_MASK).
+
+    A signal that the thread blocks but `blocked` does not list makes KVM_RUN return EINTR and stays pending:
+    no handler runs. api.rst 4.21.
+    """
+    if blocked is None:
+        vcpu.ioctl(abi.KVM_SET_SIGNAL_MASK, 0)
+        return
+    bits = 0
+    for number in blocked:
+        bits |= 1 << (in_range("a signal", number, 64, 1) - 1)
+    head = abi.kvm_signal_mask(len=8)  # the kernel's sigset has 64 bits
+    raw = bytes(head) + bits.to_bytes(8, "little")
+    vcpu.ioctl(abi.KVM_SET_SIGNAL_MASK, ctypes.create_string_buffer(raw, len(raw)))
 
 
 def get_one_reg(vcpu: VcpuFd, register: int) -> int:

@@ -11,14 +11,20 @@ from .vcpu import VcpuFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from . import routes, vm_guests, vm_io, vm_irq, vm_memory
+    from . import device, encryption, hyperv, msrs, routes, stats, vm_guests, vm_io, vm_irq, vm_memory, xen
     from .kernel import Kernel
 else:
+    device = LazyModule("pyvcpu.kvm.device")
+    encryption = LazyModule("pyvcpu.kvm.encryption")
+    hyperv = LazyModule("pyvcpu.kvm.hyperv")
+    msrs = LazyModule("pyvcpu.kvm.msrs")
     routes = LazyModule("pyvcpu.kvm.routes")
+    stats = LazyModule("pyvcpu.kvm.stats")
     vm_guests = LazyModule("pyvcpu.kvm.vm_guests")
     vm_io = LazyModule("pyvcpu.kvm.vm_io")
     vm_irq = LazyModule("pyvcpu.kvm.vm_irq")
     vm_memory = LazyModule("pyvcpu.kvm.vm_memory")
+    xen = LazyModule("pyvcpu.kvm.xen")
 
 DIRTY_RINGS = (abi.KVM_CAP_DIRTY_LOG_RING, abi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
 
@@ -146,15 +152,21 @@ class VmFd(Fd):
     set_clock = vm_guests.set_clock
     get_tsc_khz = vm_guests.get_tsc_khz
     set_tsc_khz = vm_guests.set_tsc_khz
-    x86_set_msr_filter = vm_guests.x86_set_msr_filter
     set_pmu_event_filter = vm_guests.set_pmu_event_filter
-    create_device = vm_guests.create_device
-    get_stats_fd = vm_guests.get_stats_fd
-    xen_hvm_config = vm_guests.xen_hvm_config
-    xen_hvm_get_attr = vm_guests.xen_hvm_get_attr
-    xen_hvm_set_attr = vm_guests.xen_hvm_set_attr
-    xen_hvm_evtchn_send = vm_guests.xen_hvm_evtchn_send
-    hyperv_eventfd = vm_guests.hyperv_eventfd
-    memory_encrypt_op = vm_guests.memory_encrypt_op
-    memory_encrypt_reg_region = vm_guests.memory_encrypt_reg_region
-    memory_encrypt_unreg_region = vm_guests.memory_encrypt_unreg_region
+    # msrs.py
+    x86_set_msr_filter = msrs.x86_set_msr_filter
+    # device.py
+    create_device = device.create_device
+    # stats.py
+    get_stats_fd = stats.get_stats_fd
+    # xen.py
+    xen_hvm_config = xen.xen_hvm_config
+    xen_hvm_get_attr = xen.xen_hvm_get_attr
+    xen_hvm_set_attr = xen.xen_hvm_set_attr
+    xen_hvm_evtchn_send = xen.xen_hvm_evtchn_send
+    # hyperv.py
+    hyperv_eventfd = hyperv.hyperv_eventfd
+    # encryption.py
+    memory_encrypt_op = encryption.memory_encrypt_op
+    memory_encrypt_reg_region = encryption.memory_encrypt_reg_region
+    memory_encrypt_unreg_region = encryption.memory_encrypt_unreg_region

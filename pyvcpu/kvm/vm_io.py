@@ -40,7 +40,7 @@ def ioeventfd(
     vm.ioctl(abi.KVM_IOEVENTFD, request)
     undo = abi.kvm_ioeventfd.from_buffer_copy(request)
     undo.flags |= abi.KVM_IOEVENTFD_FLAG_DEASSIGN
-    return Registration(f"ioeventfd {request.fd} at {address:#x}", lambda: vm.ioctl(abi.KVM_IOEVENTFD, undo))
+    return Registration(f"ioeventfd {request.fd} at {address:#x}", vm, abi.KVM_IOEVENTFD, undo)
 
 
 def register_coalesced_mmio(vm: VmFd, address: int, size: int, *, pio: bool = False) -> Registration:
@@ -50,10 +50,8 @@ def register_coalesced_mmio(vm: VmFd, address: int, size: int, *, pio: bool = Fa
     """
     zone = _zone(address, size, pio)
     vm.ioctl(abi.KVM_REGISTER_COALESCED_MMIO, zone)
-    return Registration(
-        f"coalesced zone {address:#x}, {size} bytes",
-        lambda: vm.unregister_coalesced_mmio(address, size, pio=pio),
-    )
+    what = f"coalesced zone {address:#x}, {size} bytes"
+    return Registration(what, vm, abi.KVM_UNREGISTER_COALESCED_MMIO, zone)
 
 
 def unregister_coalesced_mmio(vm: VmFd, address: int, size: int, *, pio: bool = False) -> None:

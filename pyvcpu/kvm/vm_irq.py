@@ -1,4 +1,4 @@
-"""VmFd's methods for interrupts: lines, controllers, timer, event file descriptors, messages. routes.py has routes."""
+"""VmFd's methods for interrupts: lines, controllers, timer, irqfd, messages. Those for routes are in routes.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def irq_line(vm: VmFd, gsi: int, level: bool | int) -> None:
 
 
 def irq_line_status(vm: VmFd, gsi: int, level: bool | int) -> int:
-    """Do what irq_line() does; return how many vCPUs it reached, 0 when it was merged with one that is pending.
+    """Do what irq_line() does; return how many vCPUs got the interrupt, 0 when one was pending already.
 
     -1: it was masked. KVM_IRQ_LINE_STATUS, api.rst 4.25. Needs KVM_CAP_IRQ_INJECT_STATUS.
     """
@@ -93,12 +93,12 @@ def set_pit2(vm: VmFd, state: abi.kvm_pit_state2) -> None:
 
 
 def reinject_control(vm: VmFd, pit_reinject: bool) -> None:
-    """Say whether ticks of the timer that the guest missed are made up for, as they are at first.
+    """Choose whether KVM delivers later the ticks of the timer that the guest missed; at first it does.
 
     KVM_REINJECT_CONTROL, api.rst 4.99. Needs KVM_CAP_REINJECT_CONTROL.
     """
     control = abi.kvm_reinject_control(pit_reinject=in_range("pit_reinject", pit_reinject, 1))
-    # Numbered as if it took a plain value, it takes a pointer.
+    # Its number says that it takes a plain value. It takes a pointer.
     vm.ioctl(abi.KVM_REINJECT_CONTROL, ctypes.addressof(control))
 
 
@@ -122,7 +122,7 @@ def irqfd(vm: VmFd, eventfd: int | HasFileno, gsi: int, resamplefd: int | HasFil
         request.resamplefd = fd_number("a resamplefd", resamplefd)
     vm.ioctl(abi.KVM_IRQFD, request)
     undo = abi.kvm_irqfd(request.fd, gsi, abi.KVM_IRQFD_FLAG_DEASSIGN)
-    return Registration(f"irqfd {request.fd} for GSI {gsi}", lambda: vm.ioctl(abi.KVM_IRQFD, undo))
+    return Registration(f"irqfd {request.fd} for GSI {gsi}", vm, abi.KVM_IRQFD, undo)
 
 
 def signal_msi(vm: VmFd, address: int, data: int, devid: int | None = None) -> int:

@@ -66,7 +66,7 @@ def test_the_method_says_what_it_is(entry: Entry) -> None:
     request = getattr(abi, entry.request)
     assert isinstance(request, Ioctl)
     assert inspect.getsource(method)
-    assert next(iter(inspect.signature(method).parameters)) in ("self", "kvm", "vm", "vcpu")
+    assert next(iter(inspect.signature(method).parameters)) in ("self", "kvm", "vm", "vcpu", "fd")
 
 
 def test_every_request_of_the_abi_has_a_method() -> None:

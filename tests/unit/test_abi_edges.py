@@ -107,7 +107,7 @@ def wild_calls(number: int) -> Iterator[tuple[type[Fd], str, str, Callable[[Any]
     """Yield (class, method, parameter, call) for each place where an integer goes in."""
     for kind in CLASSES:
         for name, function in inspect.getmembers(kind, inspect.isfunction):
-            if name.startswith("_") or name in ("ioctl", "create", "close"):
+            if name.startswith("_") or name in ("ioctl", "create", "own", "close"):
                 continue
             parameters = list(inspect.signature(function).parameters.values())[1:]
             for parameter in parameters:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ import pytest
 import pyvcpu
 from pyvcpu import ConfigError, GuestMemoryError, HostMemoryError, ImageError, KvmError, PyvcpuError, StateError
 from pyvcpu.cli.output import OutputError
+from pyvcpu.kvm import Kvm
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.base import Ioctl
 from pyvcpu.kvm.errors import HINTS, explain_open
 from pyvcpu.vcpu.registers import RegisterError
+from tests.fake_kernel import FakeKernel
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BUILT_IN = [
     (ConfigError, ValueError),
@@ -69,6 +75,85 @@ def test_kvm_error(error: KvmError, text: str) -> None:
         assert getattr(copy, name) == getattr(error, name)
 
 
+@pytest.mark.parametrize("request_", ["KVM_CREATE_VM", "KVM_CREATE_VCPU", "KVM_IRQFD", "mmap", "open /dev/kvm"])
+@pytest.mark.parametrize(
+    ("code", "limit"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.ENOMEM, "no memory left"),
+    ],
+)
+def test_what_has_run_out_is_named(request_: str, code: int, limit: str) -> None:
+    assert limit in KvmError(request_, code).hint
+
+
+def test_a_run_that_never_starts_names_the_limit() -> None:
+    assert "ulimit -u" in KvmError("KVM_RUN", errno.EAGAIN).hint
+
+
+OUT_OF_FILES = """
+import errno, resource, sys
+from pyvcpu.kvm import Kvm, KvmError
+from pyvcpu.kvm.abi import basic, irq
+from pyvcpu.kvm.errors import explain_open
+from tests.fake_kernel import FakeKernel
+for name in ("grp", "pyvcpu.kvm.hints", "pyvcpu.kvm.catalogue", "pyvcpu.kvm.abi.capabilities"):
+    sys.modules.pop(name, None)
+kernel = FakeKernel()
+kvm = Kvm("fake", kernel)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+sys.path_importer_cache.clear()
+
+def told(act, *arguments):
+    try:
+        raise act(*arguments)
+    except KvmError as error:
+        print(error)
+
+def made(request, code):
+    kernel.refuse(request.name, code)
+    try:
+        kvm.ioctl(request)
+    except KvmError as error:
+        return error
+
+told(KvmError, "KVM_CREATE_VCPU", errno.EMFILE, "vCPU 3")
+told(KvmError, "KVM_SET_BOOT_CPU_ID", errno.EBUSY)
+told(made, irq.KVM_NMI, errno.EINVAL)
+told(made, basic.KVM_CREATE_VM, errno.EMFILE)
+told(explain_open, "/dev/kvm", OSError(errno.EMFILE, ""))
+told(explain_open, "/dev/null", OSError(errno.EACCES, ""))
+kvm.close()
+"""
+
+
+def test_an_error_is_told_though_nothing_can_be_imported() -> None:
+    """No file can be opened: then the hints and tables that are imported late are not there."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_FILES], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, last = done.stdout.splitlines()
+    files = "this process has as many files open as it may (ulimit -n)"
+    assert lines == [
+        f"[Errno 24] vCPU 3: KVM_CREATE_VCPU: Too many open files ({files})",
+        "[Errno 16] KVM_SET_BOOT_CPU_ID: Device or resource busy",
+        "[Errno 22] KVM_NMI: Invalid argument",
+        f"[Errno 24] KVM_CREATE_VM: Too many open files ({files})",
+        f"[Errno 24] open /dev/kvm: Too many open files ({files})",
+    ]
+    assert last.startswith("[Errno 13] open /dev/null: Permission denied (")
+
+
+def test_a_mapping_that_fails_is_a_kvm_error() -> None:
+    kernel = FakeKernel()
+    with Kvm("fake", kernel) as kvm, kvm.create_vm() as vm, vm.create_vcpu(3) as vcpu:
+        kernel.refuse("mmap", errno.EMFILE)
+        with pytest.raises(KvmError) as error:
+            vcpu.map_run(kvm.get_vcpu_mmap_size())
+    assert (error.value.ioctl, error.value.errno, error.value.where) == ("mmap", errno.EMFILE, "vCPU 3")
+    assert "ulimit -n" in error.value.hint
+
+
 def test_kvm_error_is_no_interrupted_error() -> None:
     """Whoever catches InterruptedError must look at errno instead."""
     error = KvmError("KVM_RUN", errno.EINTR)
@@ -94,7 +179,9 @@ def test_hints_are_for_requests_and_errors_that_exist() -> None:
         ("/dev/kvm", errno.ENXIO, "modprobe"),
         ("/tmp", errno.EISDIR, "directory"),
         ("/nowhere/kvm", errno.EACCES, "administrator"),
-        ("/dev/kvm", errno.EMFILE, ""),
+        ("/dev/kvm", errno.EMFILE, "ulimit -n"),
+        ("/dev/kvm", errno.ENFILE, "fs.file-max"),
+        ("/dev/kvm", errno.ENOMEM, "no memory left"),
     ],
 )
 def test_a_device_that_does_not_open(path: str, code: int, hint: str) -> None:

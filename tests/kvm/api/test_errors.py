@@ -12,7 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from pyvcpu.kvm import CpuidTable, Kvm, KvmError, VcpuFd, VmFd, abi
-from pyvcpu.kvm.abi import Cap, Exit
+from pyvcpu.kvm.abi import Cap, Exit, layout
+from pyvcpu.kvm.kernel import request_again, request_by
 
 from .conftest import MEMORY, PAGE, Guest, address_of, attempt
 
@@ -69,7 +70,7 @@ def test_slots(vm: VmFd, memory: mmap.mmap) -> None:
     refused(errno.EINVAL, vm.set_user_memory_region, slots, 2 * MEMORY, PAGE, host, hint="KVM_CAP_NR_MEMSLOTS")
 
 
-@pytest.mark.parametrize("offset", [288, 296], ids=["kvm_valid_regs", "kvm_dirty_regs"])
+@pytest.mark.parametrize("offset", [layout.VALID_REGS, layout.DIRTY_REGS], ids=["kvm_valid_regs", "kvm_dirty_regs"])
 def test_bits_of_shared_registers_that_nobody_knows(guest: Guest, offset: int) -> None:
     guest.start(b"\xf4")
     guest.page[offset + 7] = 0x80
@@ -136,9 +137,29 @@ def test_a_closed_fd(vm: VmFd) -> None:
 
 def test_an_interrupted_run_is_an_answer(guest: Guest) -> None:
     guest.start(b"\xf4")
-    guest.page[1] = 1  # immediate_exit
+    guest.page[layout.IMMEDIATE_EXIT] = 1
     assert guest.vcpu.run() == errno.EINTR
 
 
 def test_a_request_of_another_fd(vm: VmFd) -> None:
     refused(errno.ENOTTY, vm.ioctl, abi.KVM_GET_REGS, abi.kvm_regs(), hint="does not know the request")
+
+
+@pytest.mark.parametrize("way", ["this Python's", "once", "again"])
+def test_ways_to_make_a_run(guest: Guest, way: str) -> None:
+    """Each runs the guest, and answers a kick that came before with EINTR."""
+    kernel = guest.vcpu.kernel
+    request = {
+        "this Python's": kernel.request,
+        "once": request_by(kernel.ioctl, kernel.errno),
+        "again": request_again(ctypes.CDLL(None).ioctl, kernel.ioctl, kernel.errno),
+    }[way]
+    guest.start(b"\xb0A\xe6\xe9\xf4")  # mov $'A',%al; out %al,$0xe9; hlt
+    guest.page[layout.IMMEDIATE_EXIT] = 1
+    with pytest.raises(InterruptedError):
+        request(guest.vcpu.fd, abi.KVM_RUN.number)
+    guest.page[layout.IMMEDIATE_EXIT] = 0
+    for reason in (Exit.IO, Exit.HLT):
+        request(guest.vcpu.fd, abi.KVM_RUN.number)
+        assert int.from_bytes(guest.page[layout.EXIT_REASON :][:4], "little") == reason
+    assert guest.page[layout.PIO_DATA] == ord("A")
