@@ -95,12 +95,6 @@ class Kernel(Protocol):
         handler that the program has set for this signal stays.
         """
 
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *arguments: object) -> Kernel:
-            """Make a LinuxKernel of a plain Kernel(), which was its name once."""
-            return object.__new__(LinuxKernel if cls is Kernel else cls)
-
 
 # From Python 3.14 on, fcntl.ioctl repeats a request that a signal has interrupted, by itself: a kick would be lost.
 FCNTL_RETRIES = sys.version_info >= (3, 14)

@@ -66,9 +66,3 @@ def _zone(address: int, size: int, pio: bool) -> abi.kvm_coalesced_mmio_zone:
     return abi.kvm_coalesced_mmio_zone(
         addr=in_range("address", address, U64), size=in_range("size", size, U32), pio=1 if pio else 0
     )
-
-
-class VmIo:
-    """The function by an older name; call it as a method of VmFd."""
-
-    ioeventfd = staticmethod(ioeventfd)

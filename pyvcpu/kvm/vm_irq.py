@@ -10,10 +10,7 @@ from .registration import Registration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Iterable
-
     from .fd import HasFileno
-    from .routes import Route
     from .vm import VmFd
 
 CHIPS = abi.KVM_NR_IRQCHIPS - 1
@@ -139,15 +136,3 @@ def signal_msi(vm: VmFd, address: int, data: int, devid: int | None = None) -> i
 
 def _level(gsi: int, level: bool | int) -> abi.kvm_irq_level:
     return abi.kvm_irq_level(irq=in_range("a GSI", gsi, U32), level=in_range("a level", level, 1))
-
-
-class VmIrq:
-    """The functions by an older name; call them as methods of VmFd."""
-
-    create_pit2 = staticmethod(create_pit2)
-    signal_msi = staticmethod(signal_msi)
-
-    @staticmethod
-    def set_gsi_routing(vm: VmFd, routes: Iterable[Route]) -> None:
-        """Call VmFd.set_gsi_routing()."""
-        vm.set_gsi_routing(routes)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pyvcpu.vcpu import Vcpu
 
 from pyvcpu.exits import ExitEvent, Halt, PortOut
 from pyvcpu.kvm.abi import debug as abi
 from pyvcpu.kvm.abi.exits import Exit
+from pyvcpu.vcpu import Vcpu
 from tests.kvm.support import machine
 
 START = 0x1000

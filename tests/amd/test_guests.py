@@ -7,9 +7,9 @@ import struct
 from collections.abc import Iterable
 
 import pytest
-from pyvcpu.vcpu import Vcpu
 
 from pyvcpu.exits import ExitEvent, Halt, PortIn, PortOut
+from pyvcpu.vcpu import Vcpu
 from tests.kvm.support import GUESTS, accesses, machine, record
 
 CONSOLE = 0xE9

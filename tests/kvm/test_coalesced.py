@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from pyvcpu.machine.coalesced import KVM_CAP_COALESCED_PIO
 
 from pyvcpu import Machine
 from pyvcpu.errors import ConfigError
+from pyvcpu.kvm.abi.basic import KVM_CAP_COALESCED_PIO
 from pyvcpu.vcpu import Vcpu
 from tests.kvm.support import DEVICE, HLT, SPIN, machine
 from tests.threads import until

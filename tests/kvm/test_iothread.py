@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from pyvcpu.board import VIRTIO_BASE
-from pyvcpu.machine.iothread import IoThread
 
 from pyvcpu import Machine, Vcpu
 from pyvcpu.devices.queue import Chain
 from pyvcpu.devices.virtio_mmio import QUEUE_NOTIFY
 from pyvcpu.devices.virtio_rng import VirtioRng
 from pyvcpu.exits import Halt, PortOut
+from pyvcpu.machine.iothread import IoThread
 from tests.kvm.support import is_access, machine, record
 from tests.threads import DEADLINE, Caller, Hold, until
 from tests.virtio_driver import DATA, Driver, writable

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyvcpu import ConfigError, Machine, State, StateError
+from pyvcpu import ConfigError, Machine, State, StateError, Vcpu
 from pyvcpu.kvm import VcpuFd
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.msrs import MsrError
@@ -123,28 +123,33 @@ def test_nothing_of_a_former_life_is_left(irqchip: str, start: str, index: int) 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
 def test_a_new_processor_is_as_the_manuals_say(irqchip: str) -> None:
+    def check(vcpu: Vcpu) -> None:
+        fd = vcpu.fd
+        sregs, fpu, debugregs = fd.get_sregs(), fd.get_fpu(), fd.get_debugregs()
+        assert (fpu.fcw, fpu.fsw, fpu.mxcsr or reset.MXCSR) == (reset.FCW, 0, reset.MXCSR)
+        assert fd.get_xcrs().get(0, 1) == reset.XCR0
+        assert (debugregs.dr6, debugregs.dr7, list(debugregs.db)) == (reset.DR6, reset.DR7, [0] * 4)
+        assert dict(fd.get_msrs([0x277])) == {0x277: 0x0007_0406_0007_0406}, "PAT, SDM vol. 3A table 13-10"
+        events = fd.get_vcpu_events()
+        assert [events.exception.injected, events.interrupt.injected, events.nmi.pending] == [0, 0, 0]
+        if irqchip != "none":
+            assert sregs.apic_base == 0xFEE0_0800 | (vcpu.index == 0) << 8
+            version = int.from_bytes(fd.get_lapic()[0x30:0x34], "little")
+            assert fd.get_lapic() == reset.apic_page(vcpu.apic_id, version, vcpu.index == 0)
+
+    def check_waiting(vcpu: Vcpu) -> None:
+        regs, sregs = vcpu.fd.get_regs(), vcpu.fd.get_sregs()
+        assert (regs.rip, regs.rflags, sregs.cs.selector, sregs.cs.base) == (0xFFF0, 2, 0xF000, 0xFFFF_0000)
+        assert regs.rdx == vcpu.fd.get_cpuid2().find(1).eax
+        assert sregs.cr0 == 0x6000_0010
+        if irqchip != "none":
+            assert vcpu.fd.get_mp_state() == abi.KVM_MP_STATE_UNINITIALIZED
+
     with machine(HLT, 2, irqchip=irqchip, start="bsp") as made:
         made.start()
         for vcpu in made.vcpus:
-            fd = vcpu.fd
-            sregs, fpu, debugregs = fd.get_sregs(), fd.get_fpu(), fd.get_debugregs()
-            assert (fpu.fcw, fpu.fsw, fpu.mxcsr or reset.MXCSR) == (reset.FCW, 0, reset.MXCSR)
-            assert fd.get_xcrs().get(0, 1) == reset.XCR0
-            assert (debugregs.dr6, debugregs.dr7, list(debugregs.db)) == (reset.DR6, reset.DR7, [0] * 4)
-            assert dict(fd.get_msrs([0x277])) == {0x277: 0x0007_0406_0007_0406}, "PAT, SDM vol. 3A table 13-10"
-            events = fd.get_vcpu_events()
-            assert [events.exception.injected, events.interrupt.injected, events.nmi.pending] == [0, 0, 0]
-            if irqchip != "none":
-                assert sregs.apic_base == 0xFEE0_0800 | (vcpu.index == 0) << 8
-                version = int.from_bytes(fd.get_lapic()[0x30:0x34], "little")
-                assert fd.get_lapic() == reset.apic_page(vcpu.apic_id, version, vcpu.index == 0)
-        waiting = made.vcpus[1].fd
-        regs, sregs = waiting.get_regs(), waiting.get_sregs()
-        assert (regs.rip, regs.rflags, sregs.cs.selector, sregs.cs.base) == (0xFFF0, 2, 0xF000, 0xFFFF_0000)
-        assert regs.rdx == made.vcpus[1].cpuid.find(1).eax  # type: ignore[union-attr]  # every processor has leaf 1
-        assert sregs.cr0 == 0x6000_0010
-        if irqchip != "none":
-            assert waiting.get_mp_state() == abi.KVM_MP_STATE_UNINITIALIZED
+            vcpu.run_on_cpu(check)
+        made.vcpus[1].run_on_cpu(check_waiting)
 
 
 @pytest.mark.parametrize("irqchip", IRQCHIPS)
@@ -172,8 +177,7 @@ def test_a_plugged_processor_waits_for_a_sipi_where_only_the_first_starts() -> N
         made.resume()
         counts(made, 0)
         made.plug(2)
-        fd = made.vcpus[2].fd
-        assert made.vcpus[2].run_on_cpu(lambda vcpu: fd.get_mp_state()) == abi.KVM_MP_STATE_UNINITIALIZED
+        assert made.vcpus[2].run_on_cpu(lambda vcpu: vcpu.fd.get_mp_state()) == abi.KVM_MP_STATE_UNINITIALIZED
         assert [counter(made, 1), counter(made, 2)] == [0, 0]
 
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from pyvcpu.machine.outcome import STATUS
 
 from pyvcpu.cli import INTERRUPTED, NO_KVM, USAGE
+from pyvcpu.machine.outcome import STATUS
 from tests.kvm.support import DEVICE, LONG, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

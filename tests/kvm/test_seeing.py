@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pyvcpu.observe.stats import MOST_KEYS
 from pyvcpu.observe.timeline import MOST_EVENTS
 from pyvcpu.observe.trace import MOMENTS, THREAD_START, WAIT_CREATED
-from pyvcpu.observe.stats import MOST_KEYS
-
 from tests.kvm.support import LONG, ROOT, environment
 from tests.trace_events import in_order
 

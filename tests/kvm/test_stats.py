@@ -12,9 +12,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pyvcpu.observe.stats import MOST_KEYS, Stats
 
 from pyvcpu.kvm.abi.exits import Exit
+from pyvcpu.observe.stats import MOST_KEYS, Stats
 from tests.kvm.support import HLT, IMAGES, LONG, SPIN, boot, command, environment, machine
 
 pytestmark = pytest.mark.kvm

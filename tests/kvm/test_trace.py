@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pyvcpu import kvm
 from pyvcpu.observe.explain import MOST_EXITS, Explain
 from pyvcpu.observe.timeline import Timeline
 from pyvcpu.observe.trace import Trace
-
-from pyvcpu import kvm
 from tests.kvm.support import (
     GUESTS,
     HLT,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvcpu.bus import MMIO_SIZE, PORTS_SIZE, Bus, Region
 
+from pyvcpu.bus import MMIO_SIZE, PORTS_SIZE, Bus, Region
 from pyvcpu.errors import ConfigError, PyvcpuError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvcpu.bus import PORTS_SIZE, Bus
 
+from pyvcpu.bus import PORTS_SIZE, Bus
 from pyvcpu.devices.debug import CONSOLE_PORT, EXIT_PORT, DebugConsole, DebugExit
 from pyvcpu.devices.reset import COMMAND_PORT, DATA_PORT, RESET_CONTROL_PORT, KeyboardController, ResetControl
 

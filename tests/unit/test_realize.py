@@ -23,7 +23,14 @@ from tests.fake_kernel import FakeKernel
 from tests.threads import Caller, Hold
 
 STEPS = [  # of a vCPU, in the words of the article
-    *("realize", "x86_cpu_expand_features", "x86_cpu_filter_features", "check_features", "guest_phys_bits", "cache_info"),
+    *(
+        "realize",
+        "x86_cpu_expand_features",
+        "x86_cpu_filter_features",
+        "check_features",
+        "guest_phys_bits",
+        "cache_info",
+    ),
     *("cpu_exec_realizefn", "mce_init", "thread start", "init_vcpu", "kvm_get_vcpu", "mmap kvm_run"),
     *("kvm_arch_set_tsc_khz", "hyperv_enabled", "expose_kvm", "setup_mce", "KVM_SET_CPUID2"),
     *("x86_cpu_apic_realize", "cpu_reset", "init_cpu_signals", "wait_io_event"),

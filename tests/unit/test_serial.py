@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvcpu.bus import PORTS_SIZE, Bus
 
+from pyvcpu.bus import PORTS_SIZE, Bus
 from pyvcpu.devices import serial
 from pyvcpu.devices.serial import COM1, FCR, IER, IIR, LCR, LSR, MCR, MSR, RBR, SCR, THR, Serial
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvcpu.observe.stats import FINE, MOST_KEYS, OTHERS, SHIFT, Histogram, Kind, Stats, access_of, name_of
 
 from pyvcpu.cli.stats import table
 from pyvcpu.cli.top import fitted, picture
 from pyvcpu.kvm.abi.exits import Exit
+from pyvcpu.observe.stats import FINE, MOST_KEYS, OTHERS, SHIFT, Histogram, Kind, Stats, access_of, name_of
 
 OUT_E9 = 0x1_00E9_0101  # struct kvm_run's io: direction 1, size 1, port 0xe9, count 1
 
