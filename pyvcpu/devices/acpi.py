@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 from ..errors import ConfigError
+from .device import Stateless
 from .reset import RESET_CONTROL_PORT, RESET_CPU, RESET_SYSTEM
 
 TYPE_CHECKING = False
@@ -239,10 +240,10 @@ SLEEP_ENABLE = 1 << 5
 SLEEP_TYPE_SHIFT, SLEEP_TYPE_MASK = 2, 7
 
 
-class SleepControl:
+class SleepControl(Stateless):
     """The sleep control and status registers: S5 is the only sleep, and ends the machine.
 
-    `power_off` is called in the thread of the vCPU that writes. Without state, and so without a lock: both registers
+    `power_off` is called in the thread of the vCPU that writes. It has no state, and so no lock: both registers
     read 0, since nobody wakes from S5.
     """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import count
 
+from .device import Stateless
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
@@ -12,7 +14,7 @@ CONSOLE_PORT = 0xE9
 EXIT_PORT = 0xF4
 
 
-class DebugConsole:
+class DebugConsole(Stateless):
     """The port 0xE9 console of Bochs: it emits every byte written, and reads say 0xE9: it is there.
 
     `out` is called in the thread of the vCPU that writes, by several threads at once when several write.
@@ -34,7 +36,7 @@ class DebugConsole:
         self._out(data)
 
 
-class DebugExit:
+class DebugExit(Stateless):
     """QEMU's isa-debug-exit with iosize 4: a write of v ends the machine with exit status (v << 1) | 1.
 
     The status is cut to the 8 bits that a process has; it is always odd. Every write calls `exit`, in the
@@ -58,7 +60,11 @@ class DebugExit:
 
 
 class After:
-    """A callable that does `then` once, when it was called `times` times, before it does what it is for."""
+    """A callable for `out` that calls `then` once, before the call number `times` of `out`.
+
+    It is the host's, and no part of a device's state: what `then` does lasts beyond a reset. No lock is held while
+    either callable is called, so each may wait for another thread.
+    """
 
     __slots__ = ("_count", "_out", "_then", "_times")
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import threading
 
+from .device import StateDataError, bits, checked, flag, integer, sequence
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Sequence
+
+    from .device import State
 
     Route = tuple[int, int, int]  # pin, address, data
 
@@ -41,6 +45,13 @@ WRITABLE = 0xFF << DESTINATION_SHIFT | 0x1FFFF & ~(DELIVERY_STATUS | REMOTE_IRR)
 MSI_ADDRESS, MSI_DESTINATION_SHIFT, MSI_LOGICAL = 0xFEE0_0000, 12, 1 << 2
 MSI_ASSERT, MSI_LEVEL = 1 << 14, 1 << 15
 
+_STATE = {
+    "select": integer(0, 0xFF),
+    "id": bits(ID_MASK),
+    "entries": sequence(bits(WRITABLE | REMOTE_IRR), PINS, PINS),
+    "active": sequence(flag, PINS, PINS),
+}
+
 
 class Ioapic:
     """The IOAPIC. `send_msi(address, data)` delivers a message.
@@ -48,15 +59,20 @@ class Ioapic:
     `set_routes(routes)` gets the messages of all level-triggered pins, whenever they change: those whose EOI is to
     come back through eoi(). It is called before the first message of a route.
 
-    A level is True where the line is active, whatever the entry's polarity, which is only stored: what is active on a
-    line is settled between its device and the board.
+    A level is True where the line is active, whatever the entry's polarity, which is only stored: the device and the
+    board agree on what is active on a line.
 
     Threads: every method may be called in any thread. `_lock` guards all state. Both callables are called while it is
-    held, so that messages leave in the order of what caused them: neither may call back in.
+    held, so that messages leave in the order of what caused them: neither may call back in, nor wait for a thread that
+    does. The board's are one ioctl each.
     """
 
     name = "IOAPIC"
     LENGTH = 0x100
+    _select: int
+    _id: int
+    _entries: list[int]
+    _active: list[bool]
 
     def __init__(
         self,
@@ -66,11 +82,41 @@ class Ioapic:
         self._send_msi = send_msi
         self._set_routes = set_routes
         self._lock = threading.Lock()
-        self._select = 0
-        self._id = 0
-        self._entries = [MASKED] * PINS
-        self._active = [False] * PINS
         self._routes: list[Route] = []
+        self._clear()
+
+    # The machine's side
+
+    def reset(self) -> None:
+        """Return to the state after power-on, in which all pins are masked and all lines inactive."""
+        with self._lock:
+            self._clear()
+            self._update_routes()
+
+    def state(self) -> State:
+        """Return registers and lines as plain data."""
+        with self._lock:
+            return {
+                "select": self._select,
+                "id": self._id,
+                "entries": self._entries.copy(),
+                "active": self._active.copy(),
+            }
+
+    def restore(self, data: object) -> None:
+        """Take over what state() gave, and pass its routes on. No message is sent: it was, before.
+
+        The devices behind the lines are to be restored afterwards: they drive their lines to the same levels. Raise
+        StateDataError for what no IOAPIC could have given.
+        """
+        values = checked(self.name, _STATE, data)
+        for pin, entry in enumerate(values["entries"]):
+            if entry & REMOTE_IRR and not _is_level(entry):
+                raise StateDataError(f"{self.name}: pin {pin} must be level-triggered to wait for an EOI")
+        with self._lock:
+            self._select, self._id = values["select"], values["id"]
+            self._entries, self._active = values["entries"], values["active"]
+            self._update_routes()
 
     # The board's side
 
@@ -120,6 +166,12 @@ class Ioapic:
 
     # Everything below is called with _lock held.
 
+    def _clear(self) -> None:
+        self._select = 0
+        self._id = 0
+        self._entries = [MASKED] * PINS
+        self._active = [False] * PINS
+
     def _read_selected(self) -> int:
         select = self._select
         if select in (IOAPICID, IOAPICARB):
@@ -127,7 +179,8 @@ class Ioapic:
         if select == IOAPICVER:
             return VERSION
         pin, high = divmod(select - IOREDTBL, 2)
-        return self._entries[pin] >> 32 * high & 0xFFFF_FFFF if 0 <= pin < PINS else 0
+        entry: int = self._entries[pin] if 0 <= pin < PINS else 0
+        return entry >> 32 * high & 0xFFFF_FFFF
 
     def _write_selected(self, value: int) -> None:
         if self._select == IOAPICID:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 
+from .device import bits, checked, integer, optional
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
     from ..bus import Bus, Region
+    from .device import State
 
 DATA_PORT = 0x60
 COMMAND_PORT = 0x64
@@ -35,6 +38,9 @@ _ANSWERS = {
 }
 
 
+_KEYBOARD_STATE = {"command": integer(0, 0xFF), "command_byte": integer(0, 0xFF), "output": optional(integer(0, 0xFF))}
+
+
 class KeyboardController:
     """An 8042 without a keyboard: enough to reset the machine, and for the wait loops of boot code to end.
 
@@ -48,9 +54,26 @@ class KeyboardController:
     def __init__(self, reset: Callable[[], object]) -> None:
         self._reset = reset
         self._lock = threading.Lock()
-        self._command = 0  # the last command, while it waits for its data byte
-        self._command_byte = STATUS_SYSTEM
-        self._output: int | None = None  # the output buffer
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state after power-on."""
+        with self._lock:
+            self._command = 0  # the last command, while it waits for its data byte
+            self._command_byte = STATUS_SYSTEM
+            self._output: int | None = None  # the output buffer
+
+    def state(self) -> State:
+        """Return the registers as plain data."""
+        with self._lock:
+            return {"command": self._command, "command_byte": self._command_byte, "output": self._output}
+
+    def restore(self, data: object) -> None:
+        """Take over what state() gave; raise StateDataError for anything else."""
+        values = checked(self.name, _KEYBOARD_STATE, data)
+        with self._lock:
+            self._command, self._command_byte = values["command"], values["command_byte"]
+            self._output = values["output"]
 
     def attach_to(self, bus: Bus) -> tuple[Region, Region]:
         """Claim ports 0x60 and 0x64, and not those between: 0x61 is another device's."""
@@ -93,6 +116,9 @@ class KeyboardController:
 RESET_SYSTEM = 0x02  # hard instead of soft reset
 RESET_CPU = 0x04  # its rising edge starts the reset
 RESET_FULL = 0x08  # ICH: with a power cycle
+RESET_BITS = RESET_SYSTEM | RESET_CPU | RESET_FULL
+
+_CONTROL_STATE = {"value": bits(RESET_BITS)}
 
 
 class ResetControl:
@@ -112,6 +138,22 @@ class ResetControl:
         self._lock = threading.Lock()
         self._value = 0
 
+    def reset(self) -> None:
+        """Return to the state after power-on."""
+        with self._lock:
+            self._value = 0
+
+    def state(self) -> State:
+        """Return the register as plain data."""
+        with self._lock:
+            return {"value": self._value}
+
+    def restore(self, data: object) -> None:
+        """Take over what state() gave; raise StateDataError for anything else."""
+        values = checked(self.name, _CONTROL_STATE, data)
+        with self._lock:
+            self._value = values["value"]
+
     def read(self, offset: int, size: int) -> bytes:
         """Return the bits written last, without the reserved ones."""
         with self._lock:
@@ -120,7 +162,7 @@ class ResetControl:
 
     def write(self, offset: int, data: bytes) -> None:
         """Store the register and start a reset when bit 2 rises."""
-        value = data[0] & (RESET_SYSTEM | RESET_CPU | RESET_FULL)
+        value = data[0] & RESET_BITS
         with self._lock:
             rising = value & ~self._value
             self._value = value

@@ -8,9 +8,13 @@ from __future__ import annotations
 import threading
 import time
 
+from .device import StateDataError, checked, integer, octets, optional, sequence
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
+
+    from .device import State
 
 RTC_PORT = 0x70
 RTC_IRQ = 8
@@ -39,8 +43,18 @@ C_UPDATE = 0x10
 D_VALID = 0x80  # the battery is good
 
 HOURS_PM = 0x80  # in 12-hour mode
-UPDATE_WARNING = 244e-6  # seconds from the rise of A_UIP to the update
+SECOND = 10**9  # in nanoseconds, in which all times here are
+UPDATE_WARNING = 244_000  # from the rise of A_UIP to the update
 _TIME = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
+
+_FARTHEST = SECOND << 40  # no guest can set a time that is farther from the host's: its years end before 40,000
+_STATE = {
+    "index": integer(0, SIZE - 1),
+    "offset": integer(-_FARTHEST, _FARTHEST),
+    "polled": integer(-2 * _FARTHEST, 2 * _FARTHEST),
+    "standing": optional(sequence(integer(0, 0xFF), len(_TIME), len(_TIME))),
+    "ram": octets(SIZE, SIZE),
+}
 
 
 class Rtc:
@@ -48,7 +62,7 @@ class Rtc:
 
     A guest that sets the time shifts it against the host's clock, for this device only. Alarms are stored and never
     go off, and nothing interrupts; the update and periodic flags of register C are right when they are polled.
-    `clock` returns seconds since 1970.
+    `clock` returns seconds since 1970. After a restore the guest sees the host's time then, shifted as before.
 
     Threads: any may call read and write; `_lock` guards all state.
     """
@@ -60,13 +74,42 @@ class Rtc:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._index = 0
-        self._offset = 0.0  # the guest's time minus the host's
-        self._polled = clock()  # when register C was read last, in the guest's time
-        self._standing: dict[int, int] | None = None  # the time while it stands still: numbers, not BCD
-        self._ram = bytearray(SIZE)
-        self._ram[REG_A] = A_AT_RESET
-        self._ram[REG_B] = B_24_HOURS
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state after power-on, with a new battery: the time is the host's."""
+        with self._lock:
+            self._index = 0
+            self._offset = 0  # the guest's time minus the host's
+            self._polled = self._now()  # when register C was read last, in the guest's time
+            self._standing: dict[int, int] | None = None  # the time while it stands still: numbers, not BCD
+            self._ram = bytearray(SIZE)
+            self._ram[REG_A] = A_AT_RESET
+            self._ram[REG_B] = B_24_HOURS
+
+    def state(self) -> State:
+        """Return registers and CMOS RAM as plain data."""
+        with self._lock:
+            standing = self._standing
+            return {
+                "index": self._index,
+                "offset": self._offset,
+                "polled": self._polled,
+                "standing": None if standing is None else [standing[register] for register in _TIME],
+                "ram": bytes(self._ram),
+            }
+
+    def restore(self, data: object) -> None:
+        """Take over what state() gave; raise StateDataError for anything else."""
+        values = checked(self.name, _STATE, data)
+        ram, standing = values["ram"], values["standing"]
+        stands = ram[REG_B] & B_SET or ram[REG_A] & A_DIVIDER_RESET == A_DIVIDER_RESET
+        if ram[REG_A] & A_UIP or bool(stands) != (standing is not None):
+            raise StateDataError(f"{self.name}: the time must stand still if, and only if, registers A and B say so")
+        with self._lock:
+            self._index, self._offset, self._polled = values["index"], values["offset"], values["polled"]
+            self._standing = None if standing is None else dict(zip(_TIME, standing, strict=True))
+            self._ram = bytearray(ram)
 
     def read(self, offset: int, size: int) -> bytes:
         """Read the indexed register at offset 1; the index itself cannot be read."""
@@ -115,24 +158,26 @@ class Rtc:
             self._standing = fields
         elif self._standing is not None:
             self._standing = None
-            self._set_time(
-                fields, 0.5 if held else 0.0
-            )  # the first update comes half a second after the divider's start
+            # The first update comes half a second after the divider's start.
+            self._set_time(fields, SECOND // 2 if held else 0)
 
     def _divider_held(self) -> bool:
         return self._ram[REG_A] & A_DIVIDER_RESET == A_DIVIDER_RESET
 
-    def _now(self) -> float:
-        return self._clock() + self._offset
+    def _host(self) -> int:
+        return round(self._clock() * SECOND)
+
+    def _now(self) -> int:
+        return self._host() + self._offset
 
     def _update_is_near(self) -> bool:
-        return self._standing is None and self._now() % 1 >= 1 - UPDATE_WARNING
+        return self._standing is None and self._now() % SECOND >= SECOND - UPDATE_WARNING
 
     def _time(self) -> dict[int, int]:
         """Return the time by register, as numbers."""
         if self._standing is not None:
             return self._standing
-        now = time.gmtime(self._now() // 1)
+        now = time.gmtime(self._now() // SECOND)
         weekday = (now.tm_wday + 1) % 7 + 1  # Sunday is 1
         century, year = divmod(now.tm_year, 100)
         return dict(
@@ -143,14 +188,14 @@ class Rtc:
             )
         )
 
-    def _set_time(self, fields: dict[int, int], fraction: float = 0.0) -> None:
+    def _set_time(self, fields: dict[int, int], fraction: int = 0) -> None:
         """Make `fields` the time, whatever they hold: 32 January is 1 February. The weekday follows the date."""
         if self._standing is not None:
             self._standing = fields
             return
         days = days_since_1970(fields[CENTURY] * 100 + fields[YEAR], fields[MONTH], fields[DAY])
         seconds = days * 86400 + fields[HOURS] * 3600 + fields[MINUTES] * 60 + fields[SECONDS]
-        self._offset = seconds + fraction - self._clock()
+        self._offset = seconds * SECOND + fraction - self._host()
         self._polled = self._now()
 
     def _read_flags(self) -> int:
@@ -158,12 +203,12 @@ class Rtc:
         before, now = self._polled, self._now()
         self._polled = now
         flags = 0
-        if self._standing is None and now // 1 != before // 1:
+        if self._standing is None and now // SECOND != before // SECOND:
             flags |= C_UPDATE
         rate = self._ram[REG_A] & A_RATE
         if rate and not self._divider_held():
             frequency = 32768 >> (rate - 1 if rate > 2 else rate + 6)  # 1 and 2 are the rates of 8 and 9
-            flags |= C_PERIODIC if now * frequency // 1 != before * frequency // 1 else 0
+            flags |= C_PERIODIC if now * frequency // SECOND != before * frequency // SECOND else 0
         return flags | (C_IRQ if flags & self._ram[REG_B] & B_INTERRUPTS else 0)
 
     def _encode(self, register: int, number: int) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from struct import Struct
 
-from ..errors import ConfigError
+from .device import StateDataError, checked, flag, integer
+from .disk_file import SECTOR
+from .disk_file import DiskFile as DiskFile
 from .queue import MAX_BYTES, MAX_SIZE, QueueError
+from .virtio import RequestDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
     from typing import Protocol
 
+    from .device import State
     from .queue import Chain
 
     Move = Callable[[list[memoryview], int], int]  # buffers, offset in the file -> bytes moved
@@ -29,8 +31,6 @@ if TYPE_CHECKING:  # mypy reads this as True
         def pwritev(self, buffers: list[memoryview], offset: int) -> int: ...
         def fsync(self) -> None: ...
 
-
-SECTOR = 512
 
 # Feature bits (section 5.2.3)
 F_SIZE_MAX = 1 << 1
@@ -55,62 +55,52 @@ SIZE_MAX = MAX_BYTES // MAX_SIZE  # bytes in each: a driver that keeps to both k
 
 _HEADER = Struct("<IIQ")  # type, reserved, sector
 _CONFIG = Struct("<QIIHBBI")  # capacity, size_max, seg_max, geometry, blk_size
+_STATE = {"sectors": integer(0, (1 << 64) // SECTOR), "readonly": flag}
 
 
-class DiskFile:
-    """The open file or block device `fd` as a disk; whoever opened it closes it.
-
-    It is locked (flock) while `fd` is open: several machines may read a disk, or one may write it. Raise ConfigError
-    when it is in use already, or its size cannot be a disk's.
-    """
-
-    def __init__(self, fd: int, name: str, *, readonly: bool = False) -> None:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            hint = "" if readonly else "; it can be used more than once with ,ro"
-            raise ConfigError(f"{name} is in use as a disk already{hint}") from None
-        self._fd = fd
-        self.readonly = readonly
-        self.size = os.lseek(fd, 0, os.SEEK_END)  # stat() knows no size of block devices
-        if self.size == 0 or self.size % SECTOR:
-            raise ConfigError(
-                f"a disk must hold whole sectors of {SECTOR} bytes, and at least one; {name} has {self.size} bytes "
-                f"(`truncate -s %{SECTOR}` fills up the last sector)"
-            )
-
-    def preadv(self, buffers: list[memoryview], offset: int) -> int:
-        """Read into `buffers`, as os.preadv does."""
-        return os.preadv(self._fd, buffers, offset)
-
-    def pwritev(self, buffers: list[memoryview], offset: int) -> int:
-        """Write `buffers`, as os.pwritev does."""
-        return os.pwritev(self._fd, buffers, offset)
-
-    def fsync(self) -> None:
-        """Return when everything written is on the medium."""
-        os.fdatasync(self._fd)
-
-
-class VirtioBlk:
+class VirtioBlk(RequestDevice):
     """A disk of 512-byte sectors.
 
-    What the driver has written is in the file when the request is given back: it outlives this process. After a
-    flush it is on the medium. A request that the file refuses ends with S_IOERR.
+    What the driver has written is in the file when the request is in the used ring: it outlives this process. After a
+    flush it is on the medium. A request that the file refuses ends with S_IOERR; `warn(line)` says why, once for each
+    reason.
     """
 
     device_id = 2
-    queues = 1
 
-    def __init__(self, backend: Backend, serial: str = "") -> None:
+    def __init__(self, backend: Backend, serial: str = "", warn: Callable[[str], object] | None = None) -> None:
+        super().__init__()
         self.name = f"disk {serial}".rstrip()
         self._backend = backend
+        self._warn = warn
+        self._said: set[int | None] = set()  # errnos
+        self._unsaid: OSError | None = None
         self._sectors = backend.size // SECTOR
         self._id = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
         self.features = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | (F_RO if backend.readonly else 0)
         self.config = _CONFIG.pack(self._sectors, SIZE_MAX, SEG_MAX, 0, 0, 0, SECTOR)
 
-    def serve(self, queue: int, chain: Chain) -> int:
+    def state(self) -> State:
+        """Return what the guest was told of the disk; its bytes are not in it."""
+        return {"sectors": self._sectors, "readonly": self._backend.readonly}
+
+    def restore(self, data: object) -> None:
+        """Check that `data` came from a disk of this size that could be written if this one can."""
+        values = checked(self.name, _STATE, data)
+        if values != self.state():
+            kind = "read-only" if values["readonly"] else "writable"
+            raise StateDataError(f"{self.name} must be a {kind} one of {values['sectors'] * SECTOR} bytes, as it was")
+        self.reset()
+
+    def served(self) -> None:
+        """Warn of a file that has failed."""
+        error, self._unsaid = self._unsaid, None
+        if error is not None and error.errno not in self._said:
+            self._said.add(error.errno)
+            if self._warn is not None:
+                self._warn(f"{self.name}: {error.strerror or error}; the guest sees an I/O error")
+
+    def serve(self, index: int, chain: Chain) -> int:
         """Do one request: header, data to write, data to read, status, wherever the buffers are cut (2.7.4)."""
         header, out = split(chain.readable, _HEADER.size)
         into, status = split(chain.writable, length_of(chain.writable) - 1)
@@ -119,7 +109,8 @@ class VirtioBlk:
         kind, _, sector = _HEADER.unpack(b"".join(header))
         try:
             result, written = self._do(kind, sector, out, into)
-        except OSError:
+        except OSError as error:
+            self._unsaid = error
             result, written = S_IOERR, 0
         status[0][0] = result
         return written + 1

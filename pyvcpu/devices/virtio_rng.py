@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .virtio import RequestDevice
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .queue import Chain
@@ -11,16 +13,13 @@ if TYPE_CHECKING:  # mypy reads this as True
 AT_MOST = 4096  # bytes for one request: a driver that wants more asks again
 
 
-class VirtioRng:
+class VirtioRng(RequestDevice):
     """Fill the driver's buffers with random bytes of the host's."""
 
     name = "entropy"
     device_id = 4
-    features = 0
-    config = b""
-    queues = 1
 
-    def serve(self, queue: int, chain: Chain) -> int:
+    def serve(self, index: int, chain: Chain) -> int:
         """Fill the first bytes of the chain."""
         written = 0
         for view in chain.writable:

@@ -8,12 +8,12 @@ from ..devices.serial import COM1, COM1_IRQ, Serial
 from ..errors import ConfigError, PyvcpuError
 from ..kvm.abi.capabilities import KVM_CAP_IOEVENTFD
 from ..kvm.errors import KvmError
+from .eventloop import EventLoop
 from .gate import Gate
 from .irqchip import IrqChip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    import threading
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..devices.ioapic import Ioapic, Route
     from ..devices.virtio import VirtioDevice
     from ..devices.virtio_mmio import VirtioMmio
+    from ..devices.virtio_notify import Notifiers
     from ..kvm.vm import VmFd
     from ..vcpu.context import KvmContext
     from ..x86.topology import Topology
-    from .iothread import IoThread
     from .runcontrol import RunControl
 
 # Where virtio devices are: in the hole below 4 GiB, on the IOAPIC's pins that no ISA device has.
@@ -60,7 +60,9 @@ class Board:
         self._control = control
         self._ports, self._mmio = context.ports, context.mmio
         self._virtio: list[tuple[int, int, int]] = []  # address, length, GSI
-        self._iothread: IoThread | None = None
+        self.loop = EventLoop(control.fail)
+        control.devices.append(self.loop)
+        self._notifiers: list[Notifiers] = []
         self.devices: dict[str, Any] = {}
         self._lines: dict[str, int] = {}
         self.gate = Gate()
@@ -125,30 +127,30 @@ class Board:
 
     def add_virtio(self, device: VirtioDevice) -> VirtioMmio:
         """Put a virtio device on the MMIO bus; the ACPI tables will name it. Before the image is loaded."""
-        from ..devices.virtio_mmio import VirtioMmio
+        from ..devices.virtio_mmio import QUEUE_NOTIFY, VirtioMmio
+        from ..devices.virtio_notify import Notifiers
 
         index = len(self._virtio)
         if index == VIRTIO_MOST:
             raise ConfigError(f"there is room for {VIRTIO_MOST} virtio devices, not for another")
         address, gsi = VIRTIO_BASE + index * VIRTIO_STRIDE, VIRTIO_FIRST_GSI + index
-        transport = VirtioMmio(device, self._context.memory, lambda level: self.irqchip.set_line(gsi, level))
+        notifiers = Notifiers(self.loop, device.queues)
+        self._notifiers.append(notifiers)
+        transport = VirtioMmio(
+            device,
+            self._context.memory,
+            lambda level: self.irqchip.set_line(gsi, level),
+            later=notifiers.notify,
+            wanted_still=self.loop.wanted_still,
+        )
         region = self._mmio.attach(address, VirtioMmio.LENGTH, transport)
         self._virtio.append((address, VirtioMmio.LENGTH, gsi))
         self._add(f"virtio{index}", transport, region, line=gsi)
-        self._serve_queues(transport, address)
+        notifiers.serve(transport.notify)
+        if self._context.has(KVM_CAP_IOEVENTFD):  # then a notification is no exit
+            for queue, fd in enumerate(notifiers.fds):
+                self._context.vm.ioeventfd(fd, address + QUEUE_NOTIFY, 4, datamatch=queue)
         return transport
-
-    def _serve_queues(self, transport: VirtioMmio, address: int) -> None:
-        """Have the queues of a virtio device served beside the vCPUs, where KVM can tell of them without an exit."""
-        if not self._context.has(KVM_CAP_IOEVENTFD):
-            return
-        from ..devices.virtio_mmio import QUEUE_NOTIFY
-        from .iothread import IoThread
-
-        if self._iothread is None:
-            self._iothread = IoThread(self._control.fail)
-            self._control.devices.append(self._iothread)
-        self._iothread.add(self._context.vm, address + QUEUE_NOTIFY, transport.device.queues, transport.notify)
 
     def acpi(self, apic_ids: Sequence[int], pic: bool) -> tuple[int, bytes]:
         """Return the address and the bytes of the ACPI tables, the RSDP first."""
@@ -157,17 +159,6 @@ class Board:
         return BASE, build(apic_ids, virtio=self._virtio, pic=pic)
 
     # The machine's life.
-
-    @property
-    def threads(self) -> tuple[threading.Thread, ...]:
-        """The threads of the devices."""
-        thread = self._iothread.thread if self._iothread is not None else None
-        return () if thread is None else (thread,)
-
-    def start(self) -> None:
-        """Start what serves devices beside the vCPUs, once; before those run."""
-        if self._iothread is not None:
-            self._iothread.start()
 
     def reset(self) -> None:
         """Reset every device; the world is held still."""
@@ -187,11 +178,16 @@ class Board:
 
     def close(self) -> None:
         """End the threads of the devices; no vCPU runs any more."""
-        if self._iothread is not None:
-            self._iothread.close()
+        self.loop.close()
         self.irqchip.unplug()  # a thread that feeds a device may be late
+        self._close_notifiers()
 
     def close_copies(self) -> None:
         """Close the fds that a forked child has copies of."""
-        if self._iothread is not None:
-            self._iothread.close_copies()
+        self.loop.close()
+        self._close_notifiers()
+
+    def _close_notifiers(self) -> None:
+        while self._notifiers:
+            self._notifiers[-1].close()
+            self._notifiers.pop()

@@ -306,7 +306,6 @@ class Machine:
                 thread.start_thread()
             for thread in fresh:
                 thread.wait_created()
-            self.board.start()
 
     def run(self, timeout: float | None = None) -> Outcome:
         """Start the vCPUs that are not yet, let it run to its end or for `timeout` seconds, and pause it.
@@ -353,8 +352,8 @@ class Machine:
     def pause(self, timeout: float | None = None) -> bool:
         """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first.
 
-        From a handler it only posts the command. KVM has then completed every access, and virtio devices every request:
-        registers, memory and disks are whole. paused() also keeps other threads from resuming it meanwhile.
+        From a handler it only posts the command. KVM has then completed every access, and no virtio device is in the
+        middle of a request: registers, memory and disks are whole. paused() also keeps other threads from resuming it.
         """
         return self.control.pause(timeout)
 
@@ -406,8 +405,8 @@ class Machine:
     def reset(self, reload: bool = False) -> None:
         """Put the machine back to its start: every vCPU that is in it, the interrupt controllers, every device.
 
-        It goes on if it runs. `reload`: memory, too, is made what it was when the image was loaded: the image, and
-        zeros elsewhere. Raise StateError before start().
+        It goes on if it runs; where it had ended, resume() or run() begins anew. `reload`: memory, too, is made what
+        it was when the image was loaded: the image, and zeros elsewhere. Raise StateError before start().
         """
         self._not_in_handler("reset")
         with self.control.start_lock:
@@ -422,6 +421,7 @@ class Machine:
                 for thread in self._threads:
                     if thread.vcpu.state not in NO_THREAD:
                         thread.reset()
+                self.control.forget_end()
 
     # What it consists of.
 
@@ -506,7 +506,7 @@ class Machine:
         warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, stacklevel=2, source=self)
         if not self.control.is_ours:
             self._close_copies()
-        elif self.control.is_vcpu_thread() or threading.current_thread() in self.board.threads:
+        elif self.control.is_vcpu_thread() or self.board.loop.is_own_thread():
             threading.Thread(target=self._close_all, name="close", daemon=True).start()
         else:
             self._close_all()

@@ -33,7 +33,14 @@ if TYPE_CHECKING:  # mypy reads this as True
         def release(self) -> None:
             """Take back one hold()."""
 
+    class Devices(Still, Protocol):
+        """What serves devices beside the vCPUs."""
 
+        def drain(self, timeout: float | None = None) -> bool:
+            """Serve what is asked for now; False when `timeout` seconds passed first."""
+
+
+DRAIN = 0.05  # seconds that a pause gives to requests that were made before it
 MOST_FAILURES = 64  # that are kept of a run; each vCPU has one, a device may have more
 
 
@@ -93,7 +100,7 @@ class RunControl:
         self.holders: list[str] = []
         # What stands still beside the vCPUs: what serves devices, also while the machine is paused; what the host
         # feeds.
-        self.devices: list[Still] = []
+        self.devices: list[Devices] = []
         self.feeds: list[Still] = []
         self._devices_paused = False  # pause() holds `devices`
         self.on_resume: list[Callable[[], object]] = []  # called with the lock held
@@ -149,6 +156,11 @@ class RunControl:
         if release:
             _release(self.devices)
         return run
+
+    def forget_end(self) -> None:
+        """Take the outcome as seen: a reset lets the machine begin anew. What handlers raised still waits."""
+        with self.lock:
+            self.run.seen |= self.run.outcome is not None
 
     # How it ends.
 
@@ -247,7 +259,9 @@ class RunControl:
             return True
         if not self.cond.wait_for(lambda: all(vcpu.is_done_locked(ticket) for vcpu, ticket in tickets), timeout):
             return False
-        # What was notified before is served, as if that had been done where it was made; then nothing more.
+        # What was notified before is served, unless that takes long: then the rest comes after the pause.
+        for still in self.devices:
+            still.drain(DRAIN if end is None else min(DRAIN, max(end - monotonic(), 0)))
         held = self._hold_stills(end)
         with self.lock:
             keep = len(held) == len(self.devices) and not self.running and not self._devices_paused

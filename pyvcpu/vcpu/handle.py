@@ -169,13 +169,18 @@ class Vcpu:
 
     def plug(self) -> None:
         """Put the vCPU into the machine: it starts anew, and runs if the machine does. See Machine.plug()."""
-        current = current_cpu()
-        if current is not None and current.control is self.control:
-            raise StateError("plug() would wait for a vCPU in a handler; use another thread")
-        with self.control.start_lock:
+        current, lock = current_cpu(), self.control.start_lock
+        # In a handler there is no waiting: whoever has the lock may wait for this vCPU.
+        if not lock.acquire(blocking=current is None or current.control is not self.control):
+            raise StateError(
+                f"vCPU {self.index} cannot be plugged: another thread is resetting, plugging or unplugging"
+            )
+        try:
             if self.life is None or self.control.closed:
                 raise StateError(f"vCPU {self.index} cannot be plugged: its machine is closed")
             self.life.plug()
+        finally:
+            lock.release()
 
     def kick(self) -> None:
         """Make the vCPU leave KVM_RUN once and look at its inbox (QEMU: qemu_cpu_kick)."""

@@ -129,9 +129,8 @@ def get_halted(cpu: Cpu) -> bytes:
 
 def set_halted(cpu: Cpu, data: bytes) -> None:
     """Put the vCPU behind a HLT, or let it go on. One that is being started is put there once it is created."""
-    if cpu.vcpu.state in BEING_BORN:
-        return
-    cpu.vcpu.take_step(Command.HALT if data[0] else Command.WAKE)
+    if cpu.vcpu.state not in BEING_BORN and data != get_halted(cpu):
+        cpu.vcpu.take_step(Command.HALT if data[0] else Command.WAKE)
 
 
 def reset_halted(cpu: Cpu, machine_wide: bool) -> bytes:

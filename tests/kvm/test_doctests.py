@@ -29,7 +29,7 @@ def test_there_are_examples() -> None:
         if test.examples
     }
     assert {
-        "pyvcpu.machine.Machine",
+        "pyvcpu.machine.machine.Machine",
         "pyvcpu.memory.GuestMemory",
         "pyvcpu.vcpu.registers.RegisterFile",
         "pyvcpu.kvm.system.Kvm",

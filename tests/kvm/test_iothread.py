@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from pyvcpu.board import VIRTIO_BASE
 
 from pyvcpu import Machine, Vcpu
 from pyvcpu.devices.queue import Chain
 from pyvcpu.devices.virtio_mmio import QUEUE_NOTIFY
 from pyvcpu.devices.virtio_rng import VirtioRng
 from pyvcpu.exits import Halt, PortOut
-from pyvcpu.machine.iothread import IoThread
+from pyvcpu.machine.board import VIRTIO_BASE
 from tests.kvm.support import is_access, machine, record
 from tests.threads import DEADLINE, Caller, Hold, until
 from tests.virtio_driver import DATA, Driver, writable
@@ -34,6 +30,7 @@ class Slow(VirtioRng):
     """An entropy device that is held up in each request."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.hold = Hold()
 
     def serve(self, queue: int, chain: Chain) -> int:
@@ -126,43 +123,3 @@ def test_a_machine_that_is_never_started_leaves_nothing() -> None:
     made.close()
     made.close()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-class Rig:
-    """An IoThread without KVM: `fds` are its eventfds, `served` the numbers of the queues that it has served."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-        self.served: list[int] = []
-        accel: Any = SimpleNamespace(lock=threading.Lock(), running=True)
-        self.accel = accel
-        self.thread = IoThread(accel)
-        vm: Any = SimpleNamespace(ioctl=lambda request, argument: self.fds.append(argument.fd))
-        self.thread.add(vm, 0x1000, 2, self.served.append)
-
-
-def test_what_was_notified_before_a_pause_is_served_and_what_comes_later_waits() -> None:
-    rig = Rig()
-    os.eventfd_write(rig.fds[1], 1)
-    rig.accel.running = False
-    rig.thread.hold()
-    assert rig.served == [1]
-    rig.thread.start()
-    os.eventfd_write(rig.fds[0], 1)
-    rig.thread.hold()  # again: nothing changes
-    assert rig.served == [1]
-    rig.accel.running = True
-    rig.thread.go()
-    rig.thread.go()
-    until(lambda: len(rig.served) == 2)
-    assert rig.served == [1, 0]
-    rig.thread.close()
-
-
-def test_a_pause_that_another_thread_has_taken_back_holds_nothing_up() -> None:
-    rig = Rig()
-    rig.thread.hold()  # comes when the machine runs again
-    rig.thread.start()
-    os.eventfd_write(rig.fds[0], 1)
-    until(lambda: rig.served)
-    rig.thread.close()

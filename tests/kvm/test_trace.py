@@ -6,16 +6,18 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pyvcpu import kvm
+from pyvcpu import Kvm, Machine, kvm
 from pyvcpu.observe.explain import MOST_EXITS, Explain
 from pyvcpu.observe.timeline import Timeline
 from pyvcpu.observe.trace import Trace
 from tests.kvm.support import (
+    DEVICE,
     GUESTS,
     HLT,
     IMAGES,
@@ -31,6 +33,15 @@ from tests.kvm.support import (
 from tests.trace_events import Track, in_order, read
 
 pytestmark = pytest.mark.kvm
+
+
+@contextmanager
+def traced_machine(code: bytes | Path, trace: Trace, smp: int | str = 1) -> Iterator[Machine]:
+    """Give a machine that `trace` sees, its ioctls included."""
+    with Kvm(DEVICE, trace.kernel) as kvm, machine(code, smp, kvm=kvm) as made:
+        made.observe(trace)
+        yield made
+
 
 OUT_A = bytes.fromhex("b041 e650")  # mov $'A',%al; out %al,$0x50
 IN = bytes.fromhex("e451")  # in $0x51,%al
@@ -104,10 +115,9 @@ def test_an_exit_has_port_and_value() -> None:
     timeline = Timeline()
     word_out = bytes.fromhex("b83412 e752")  # mov $0x1234,%ax; out %ax,$0x52
     mmio = bytes.fromhex("b8ffff 8ed8 a11000 a21400")  # mov $0xffff,%ax; mov %ax,%ds; mov 0x10,%ax; mov %al,0x14
-    with machine(OUT_A + IN + word_out + mmio + HLT) as made:
+    with traced_machine(OUT_A + IN + word_out + mmio + HLT, Trace(timeline)) as made:
         made.on_port(0x51, read=lambda vcpu, size: 0x5A)
         made.on_mmio(0x100000, 0x1000, read=lambda vcpu, offset, size: 0xBEEF, write=lambda vcpu, offset, data: None)
-        made.observe(Trace(timeline))
         made.run(timeout=20)
     track = tracks_of(timeline)[cpu(0)]
     assert track.told("IO") == ["out 0x50 = 0x41", "in 0x51 = 0x5a", "out 0x52 (2 bytes) = 0x1234"]
@@ -118,8 +128,7 @@ def test_an_exit_has_port_and_value() -> None:
 @pytest.mark.smp
 def test_kick_pause_plug_and_unplug() -> None:
     timeline = Timeline()
-    with machine(TICKER, 2) as made:
-        made.observe(Trace(timeline))
+    with traced_machine(TICKER, Trace(timeline), 2) as made:
         made.start()
         made.resume()
         check_counting(made, 0)
@@ -137,9 +146,8 @@ def test_kick_pause_plug_and_unplug() -> None:
 @pytest.mark.smp
 def test_a_handlers_exception_is_within_its_exit() -> None:
     timeline = Timeline()
-    with machine(OUT_A) as made:
+    with traced_machine(OUT_A, Trace(timeline)) as made:
         made.on_port(0x50, write=lambda vcpu, data: 1 // 0)
-        made.observe(Trace(timeline))
         with pytest.raises(ZeroDivisionError):
             made.run(timeout=20)
     assert in_order(["IO", "pause", "unplug", "destroy_vcpu"], tracks_of(timeline)[cpu(0)].names)
@@ -149,9 +157,8 @@ def test_a_handlers_exception_is_within_its_exit() -> None:
 def test_other_threads_have_tracks_of_their_own() -> None:
     """A handler on the thread of vCPU 0 plugs vCPU 1: what it waits for is within the exit."""
     timeline = Timeline()
-    with machine(OUT_A + HLT, "1,maxcpus=2") as made:
+    with traced_machine(OUT_A + HLT, Trace(timeline), "1,maxcpus=2") as made:
         made.on_port(0x50, write=lambda vcpu, data: made.plug(1) if vcpu.index == 0 else None)
-        made.observe(Trace(timeline))
         made.run(timeout=20)
     tracks = tracks_of(timeline)
     assert in_order(["IO", "wait for created"], tracks[cpu(0)].names)
@@ -173,7 +180,7 @@ def test_reboots_go_on_in_the_same_timeline_and_ctrl_c_ends_it(tmp_path: Path, i
         assert process.stdout.read(3) == b"AAA"
         process.send_signal(signal.SIGINT)
         assert process.wait(LONG) == 130
-    assert read(file.read_text())[cpu(0)].names.count("destroy_vcpu") >= 3
+    assert read(file.read_text())[cpu(0)].names.count("cpu_reset") >= 4, "its start, and a reset for each reboot"
 
 
 def test_of_a_long_run_the_middle_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +193,8 @@ def test_of_a_long_run_the_middle_is_left_out(monkeypatch: pytest.MonkeyPatch) -
         if served == 1000:
             made.stop()
 
-    with machine(OUT_FOREVER) as made:
+    with traced_machine(OUT_FOREVER, Trace(timeline)) as made:
         made.on_port(0x50, write=count)
-        made.observe(Trace(timeline))
         made.run(timeout=20)
     assert timeline.dropped > 700
     text = "\n".join(timeline.lines())
@@ -240,9 +246,8 @@ def test_all_at_once(tmp_path: Path) -> None:
 
 def explained(code: bytes, **handlers: Callable[..., object]) -> list[str]:
     lines: list[str] = []
-    with machine(code) as made:
+    with traced_machine(code, Trace(explain=Explain(lines.append))) as made:
         made.on_port(0x50, write=lambda vcpu, data: None)
-        made.observe(Trace(explain=Explain(lines.append)))
         made.run(timeout=20)
     return lines
 
@@ -278,8 +283,7 @@ def test_a_guest_cannot_make_explain_talk_without_end(image: Callable[[bytes], P
 
 def test_a_new_life_is_told_anew() -> None:
     lines: list[str] = []
-    with machine(SPIN) as made:
-        made.observe(Trace(explain=Explain(lines.append)))
+    with traced_machine(SPIN, Trace(explain=Explain(lines.append))) as made:
         made.start()
         made.unplug(0)
         made.plug(0)

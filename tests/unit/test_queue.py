@@ -6,19 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvcpu.devices.queue import MAX_BYTES, MAX_SIZE, Chain, Queue, QueueError
+from pyvcpu.devices.queue import MAX_BYTES, MAX_SIZE, Queue, QueueError
+from pyvcpu.devices.virtio import RequestDevice
 from tests.virtio_driver import AVAIL, DATA, DESC, RAM, TABLE, USED, Driver, Ram, readable, writable
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 
 
-class Unused:
+class Unused(RequestDevice):
     """A device that is there for its transport only."""
 
-    name, device_id, features, config, queues = "unused", 1, 0, b"", 1
-
-    def serve(self, queue: int, chain: Chain) -> int:
-        raise AssertionError("no queue of this device is used")
+    name = "unused"
 
 
 class Rings(Driver):
@@ -36,7 +34,7 @@ class Rings(Driver):
         """Return head, readable data and writable lengths of each chain that is available."""
         return [
             (chain.head, [bytes(view) for view in chain.readable], [len(view) for view in chain.writable])
-            for chain in self.queue.chains()
+            for chain in iter(self.queue.pop, None)
         ]
 
 
@@ -95,24 +93,118 @@ def test_indices_wrap(rings: Rings) -> None:
         got = rings.chains()
         assert len(got) == 8
         for head, _, _ in got:
-            rings.queue.give_back(head, index)
+            assert rings.queue.add_used(head, index)
         assert rings.take() == [(0, index)] * 8
 
 
-def test_what_comes_meanwhile_waits_for_its_own_notification(rings: Rings) -> None:
+def test_what_is_not_popped_stays(rings: Rings) -> None:
     rings.chain(readable(DATA, 1))
+    assert rings.queue.is_empty()
+    assert rings.queue.peek() is None
     rings.offer()
-    for chain in rings.queue.chains():
-        rings.queue.give_back(chain.head, 0)
+    rings.offer()
+    for _ in range(2):
+        chain = rings.queue.peek()
+        assert chain is not None
+        assert (chain.head, bytes(chain.readable[0])) == (0, b"0")
+    assert not rings.queue.is_empty()
+    assert len(rings.chains()) == 2
+    assert rings.queue.is_empty()
+
+
+def test_chains_are_used_later_and_in_any_order(rings: Rings) -> None:
+    for head in range(4):
+        rings.describe(head, DATA + head, 1)
+        rings.offer(head)
+    heads = [head for head, _, _ in rings.chains()]
+    for head in (2, 0, 3, 1):
+        assert rings.queue.add_used(heads[head], 10 + head)
+    assert rings.take() == [(2, 12), (0, 10), (3, 13), (1, 11)]
+
+
+@pytest.mark.parametrize("end", ["close", "disable"])
+def test_what_comes_late_is_dropped(rings: Rings, end: str) -> None:
+    rings.chain(writable(DATA, 4))
+    rings.offer()
+    rings.offer()
+    chain = rings.queue.pop()
+    assert chain is not None
+    before = rings.ram.bytes.copy()
+    getattr(rings.queue, end)()
+    assert not rings.queue.add_used(chain.head, 4)
+    assert rings.queue.pop() is None
+    assert rings.queue.peek() is None
+    assert rings.queue.is_empty()
+    assert not rings.queue.wants_interrupt()
+    assert rings.queue.fill(chain, b"late") == (0 if end == "close" else 4)
+    if end == "close":
+        assert rings.ram.bytes == before
+
+
+def test_fill_writes_as_much_as_fits(rings: Rings) -> None:
+    rings.chain(writable(DATA, 2), writable(DATA + 4, 3))
+    rings.offer()
+    chain = rings.queue.pop()
+    assert chain is not None
+    assert rings.queue.fill(chain, b"abc") == 3
+    assert rings.ram.read(DATA, 7) == b"ab23c56"
+    assert rings.queue.fill(chain, b"ABCDEFG") == 5
+    assert rings.ram.read(DATA, 8) == b"AB23CDE7"
+
+
+def test_a_chain_under_way_is_found_again_by_its_head(rings: Rings) -> None:
+    rings.chain(readable(DATA, 1), writable(DATA, 2))
+    rings.offer()
+    popped = rings.queue.pop()
+    assert popped is not None
+    again = rings.queue.chain(popped.head)
+    assert [bytes(view) for view in again.readable] == [b"0"]
+
+
+def test_the_state_goes_on_where_it_was(rings: Rings) -> None:
+    rings.chain(readable(DATA, 1))
+    for _ in range(3):
         rings.offer()
-    assert len(rings.take()) == 1
+    assert rings.queue.pop() is not None
+    assert rings.queue.pop() is not None
+    assert rings.queue.add_used(0, 0)
+    state = rings.queue.state()
+    assert state == {
+        "size": 8,
+        "desc": DESC,
+        "driver": AVAIL,
+        "device": USED,
+        "ready": True,
+        "next_avail": 2,
+        "next_used": 1,
+    }
+    rings.queue = Queue(rings.ram)
+    rings.queue.restore(state)
+    assert rings.queue.state() == state
+    assert len(rings.chains()) == 1
+    for _ in range(2):
+        assert rings.queue.add_used(0, 0)
+    assert len(rings.take()) == 3
+
+
+def test_more_chains_than_the_queue_has_are_refused(rings: Rings) -> None:
+    """A driver that offers chains again before they are used could have the device keep any number."""
+    rings.chain(readable(DATA, 1))
+    for _ in range(8):
+        rings.offer()
+    assert len(rings.chains()) == 8
+    rings.offer()
+    with pytest.raises(QueueError, match="more than the queue's size past the used one"):
+        rings.queue.pop()
+    assert rings.queue.add_used(0, 0)
     assert len(rings.chains()) == 1
 
 
 def test_views_are_the_guests_memory(rings: Rings) -> None:
     rings.chain(writable(DATA, 4))
     rings.offer()
-    (chain,) = rings.queue.chains()
+    chain = rings.queue.pop()
+    assert chain is not None
     chain.writable[0][1:3] = b"XY"
     assert rings.ram.read(DATA, 4) == b"0XY3"
 

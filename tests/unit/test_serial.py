@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvcpu.bus import PORTS_SIZE, Bus
-from pyvcpu.devices import serial
+from pyvcpu.devices import serial, serial_input
+from pyvcpu.devices.line import Line
 from pyvcpu.devices.serial import COM1, FCR, IER, IIR, LCR, LSR, MCR, MSR, RBR, SCR, THR, Serial
 
 JOIN = 30  # seconds after which a thread counts as hung
@@ -186,6 +187,7 @@ def test_empty_receiver_reads_zero(port: Port) -> None:
 )
 def test_clearing_the_fifo(port: Port, before: int, fcr: int, left: bytes) -> None:
     port.outb(FCR, before)
+    port.inb(LSR)
     port.uart.receive(b"abc")
     port.outb(FCR, fcr)
     received = bytearray()
@@ -516,6 +518,7 @@ def test_wait_room_returns_at_once_when_there_is_room(port: Port) -> None:
 )
 def test_wait_room_is_woken_by_the_guest(port: Port, accesses: list[tuple[int, int | None]]) -> None:
     port.outb(FCR, 0x01)
+    port.inb(LSR)
     assert port.uart.receive(bytes(16)) == 16
     waiter = Waiter(port.uart)
     for register, value in accesses:
@@ -541,7 +544,7 @@ def test_wait_room_waits_for_an_empty_receiver(port: Port) -> None:
 
 def test_more_comes_when_the_handler_has_found_nothing_more(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux's looks at LSR for each character, and at IIR before it leaves."""
-    monkeypatch.setattr(serial, "GAP", 1e6)
+    monkeypatch.setattr(serial_input, "GAP", 1e6)
     enable(port, 0x01)
     port.uart.receive(b"x")
     waiter = Waiter(port.uart)
@@ -553,7 +556,7 @@ def test_more_comes_when_the_handler_has_found_nothing_more(port: Port, monkeypa
 
 
 def test_more_comes_at_once_without_a_handler(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serial, "GAP", 1e6)
+    monkeypatch.setattr(serial_input, "GAP", 1e6)
     port.uart.receive(b"x")
     waiter = Waiter(port.uart)
     port.inb(RBR)
@@ -572,9 +575,9 @@ def test_a_slow_handler_has_as_long_for_itself(port: Port, monkeypatch: pytest.M
     enable(port, 0x01)
     waiters = []
     for rest in (0, 1e6):
-        monkeypatch.setattr(serial, "REST", rest)
+        monkeypatch.setattr(serial_input, "REST", rest)
         port.uart.receive(b"x")
-        port.uart._received -= 1e6  # so long it takes
+        port.uart._receiver._received -= 1e6  # so long it takes
         waiters.append(Waiter(port.uart))
         for register in (IIR, LSR, RBR, LSR, IIR):
             port.inb(register)
@@ -731,14 +734,14 @@ def test_input_between_the_fall_of_the_line_and_set_irq_makes_an_edge(monkeypatc
     enable(port, 0x01, 0x00)
     port.uart.receive(b"x")
     port.changes()
-    drive_line = port.uart._drive_line
+    drive = port.uart._line.drive
 
-    def drive_late() -> None:
+    def drive_late(line: Line) -> None:
         monkeypatch.undo()
         port.uart.receive(b"y")
-        drive_line()
+        drive()
 
-    monkeypatch.setattr(port.uart, "_drive_line", drive_late)
+    monkeypatch.setattr(Line, "drive", drive_late)
     assert port.inb(RBR) == ord("x")
     assert port.changes() == [False, True]
 
@@ -766,7 +769,8 @@ def test_no_access_raises_and_the_line_is_always_right(steps: list[tuple[str, in
                 assert 0 <= port.uart.receive(data) <= min(len(data), 16)
         changes = port.levels
         assert changes == [n % 2 == 0 for n in range(len(changes))]  # they alternate and begin with a rise
-        assert len(port.uart._fifo) <= 16
+        state = port.uart.state()
+        assert len(state["fifo"]) + len(state["waiting"]) <= 32
         connected = port.inb(MCR) & 0x18 == 0x08
         before = port.line
         assert before == (connected and not port.inb(IIR) & 0x01)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvcpu.devices import virtio_blk as blk
-from pyvcpu.devices.virtio_blk import SECTOR, DiskFile, VirtioBlk, split
+from pyvcpu.devices.disk_file import SECTOR, DiskFile
+from pyvcpu.devices.virtio_blk import VirtioBlk, split
 from pyvcpu.errors import ConfigError
 from tests.virtio_driver import DATA, RAM, Driver, readable, writable
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvcpu.devices import virtio_mmio as mmio
+from pyvcpu.devices.disk_file import SECTOR
 from pyvcpu.devices.queue import DESC_F_INDIRECT, MAX_BYTES, MAX_SIZE
-from pyvcpu.devices.virtio_blk import SECTOR, SEG_MAX, SIZE_MAX, VirtioBlk
+from pyvcpu.devices.virtio_blk import SEG_MAX, SIZE_MAX, VirtioBlk
 from pyvcpu.devices.virtio_rng import VirtioRng
 from tests.virtio_driver import AVAIL, DATA, DESC, RAM, TABLE, USED, Driver, readable, writable
 

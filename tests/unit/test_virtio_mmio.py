@@ -6,13 +6,22 @@ import pytest
 
 from pyvcpu.devices import virtio_mmio as mmio
 from pyvcpu.devices.queue import Chain, QueueError
-from pyvcpu.devices.virtio import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, F_VERSION_1, FAILED, FEATURES_OK
+from pyvcpu.devices.virtio import (
+    ACKNOWLEDGE,
+    DEVICE_NEEDS_RESET,
+    DRIVER,
+    DRIVER_OK,
+    F_VERSION_1,
+    FAILED,
+    FEATURES_OK,
+    RequestDevice,
+)
 from tests.virtio_driver import DATA, DESC, RAM, Driver, readable, writable
 
 SPECIAL = 1 << 5
 
 
-class Echo:
+class Echo(RequestDevice):
     """A device that copies what it reads to what it writes."""
 
     name = "echo"
@@ -22,10 +31,11 @@ class Echo:
     queues = 2
 
     def __init__(self) -> None:
-        self.served: list[int] = []
+        super().__init__()
+        self.requests: list[int] = []
 
-    def serve(self, queue: int, chain: Chain) -> int:
-        self.served.append(queue)
+    def serve(self, index: int, chain: Chain) -> int:
+        self.requests.append(index)
         data = b"".join(chain.readable)
         if data == b"refuse":
             raise QueueError("refused")
@@ -131,7 +141,7 @@ def test_the_second_queue_is_served_as_the_second(driver: Driver) -> None:
     driver.ram.write(0x22002, b"\x01\0")
     driver.put(mmio.QUEUE_NOTIFY, 1)
     assert isinstance(driver.mmio.device, Echo)
-    assert driver.mmio.device.served == [1]
+    assert driver.mmio.device.requests == [1]
     assert driver.ram.read(0x23002, 2) == b"\x01\0"
 
 
@@ -224,7 +234,7 @@ def test_a_broken_device_says_so_and_does_nothing_until_reset(driver: Driver) ->
     assert echo(driver.start(), b"well again") == b"well again"
 
 
-def test_requests_before_the_broken_one_are_given_back(driver: Driver) -> None:
+def test_requests_before_the_broken_one_are_used(driver: Driver) -> None:
     driver.start()
     driver.ram.write(DATA, b"refuse")
     driver.describe(0, DATA, 8, 2)
