@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError, ImageError
 from ..x86.start import StartState, gdt
-from .plan import Free, Plan
+from .plan import MORE, Free, Plan, reachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -43,7 +43,7 @@ def check_fits(image: bytes, load: int, target: Target) -> None:
     if not target.holds(load, len(image)):
         raise ImageError(
             f"the image ({len(image)} bytes) does not fit into RAM at {load:#x}, which ends at"
-            f" {target.ranges[-1][1]:#x}; give the guest more memory"
+            f" {target.ranges[-1][1]:#x}{MORE if reachable(load, load + len(image)) else '; load it elsewhere'}"
         )
 
 
@@ -69,7 +69,7 @@ def _real(entry: int, used: list[tuple[int, int]], target: Target) -> Planned:
 def _real_stacks(used: list[tuple[int, int]], target: Target) -> tuple[int, int]:
     for size in REAL_STACKS:
         try:
-            free = Free(min(REAL_TOP, target.ranges[0][1]), used)
+            free = Free.below(REAL_TOP, used, target)
             return size, free.take(size * target.vcpus, STACK_ALIGN, f"{target.vcpus} real-mode stacks")
         except ImageError:
             if size == REAL_STACKS[-1]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import ImageError
-from .plan import Free
+from ..memory import HOLE
+from .plan import MORE, Free, reachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -41,9 +42,9 @@ def check_spans(spans: Sequence[Span], target: Target) -> None:
     for start, end in sorted(spans):
         if not target.holds(start, end - start):
             where = " and ".join(f"{first:#x}-{last - 1:#x}" for first, last in target.ranges)
+            hint = f"{MORE}, or link" if reachable(start, end) else ", nor can be; link"
             raise ImageError(
-                f"the image loads at {start:#x}-{end - 1:#x}, which is not all RAM ({where});"
-                " give the guest more memory, or link the image elsewhere"
+                f"the image loads at {start:#x}-{end - 1:#x}, which is not all RAM ({where}){hint} the image elsewhere"
             )
         if start < before:
             raise ImageError(f"two segments of the image overlap in memory, at {start:#x}")
@@ -73,17 +74,16 @@ def place_info(build: Callable[[int], bytes], used: Sequence[Span], target: Targ
     In conventional memory where there is room, below 1 GiB otherwise.
     """
     size, what = len(build(0)), "the boot information"
-    low = target.ranges[0][1]
     try:
-        address = Free(min(low, EBDA), used).take(size, PAGE, what)
+        address = Free.below(EBDA, used, target).take(size, PAGE, what)
     except ImageError:
-        address = Free(min(low, LATE_TOP), [*used, BIOS_AREA]).take(size, PAGE, what)
+        address = Free.below(LATE_TOP, [*used, BIOS_AREA], target).take(size, PAGE, what)
     return address, build(address)
 
 
-def place_files(target: Target, used: list[Span], top: int) -> list[Segment]:
+def place_files(target: Target, used: list[Span], top: int = HOLE) -> list[Segment]:
     """Give each file of the target's initrd whole pages, from `top` down and above 1 MiB; adds them to `used`."""
-    free = Free(min(top, target.ranges[0][1]), [*used, (0, MIB)])
+    free = Free.below(top, [*used, (0, MIB)], target)
     placed: list[Segment] = []
     for name, data in target.initrd:
         address = free.take(max(len(data), 1), PAGE, f"the initrd {name!r}")

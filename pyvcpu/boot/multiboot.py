@@ -80,7 +80,7 @@ def plan(image: bytes, target: Target) -> Plan:
     check_spans(used, target)
     firmware, _ = place_firmware(target, used)
     used += [(address, address + len(data)) for address, data in firmware]
-    files = place_files(target, used, target.ranges[0][1])
+    files = place_files(target, used)
     address, info = place_info(lambda base: _information(base, target, files), used, target)
     registers = {"rax": BOOT_MAGIC, "rbx": address + GDT_SIZE}
     start = StartState("protected", entry, gdt=address, registers=registers)
@@ -88,8 +88,8 @@ def plan(image: bytes, target: Target) -> Plan:
 
 
 def _from_elf(image: bytes) -> tuple[list[Segment], list[Span], int]:
-    from .elf import MAGIC as ELF_MAGIC
-    from .elf import Elf
+    from .elf_image import MAGIC as ELF_MAGIC
+    from .elf_image import Elf
 
     if not image.startswith(ELF_MAGIC):
         raise ImageError("a Multiboot image must be an ELF image, or its header must have addresses (flag bit 16)")

@@ -9,7 +9,7 @@ import struct
 
 from ..errors import ImageError
 from ..x86.start import StartState, gdt
-from .elf import Elf
+from .elf_image import Elf
 from .layout import c_string, check_spans, memory_map, place_files, place_firmware, place_info, started
 from .plan import Plan
 
@@ -63,7 +63,7 @@ def boot(elf: Elf, entry: int, target: Target) -> Plan:
     used = elf.spans
     firmware, rsdp = place_firmware(target, used)
     used += [(address, address + len(data)) for address, data in firmware]
-    files = place_files(target, used, target.ranges[0][1])
+    files = place_files(target, used)
     address, info = place_info(lambda base: _start_info(base, target, files, rsdp), used, target)
     start = StartState("protected", entry, gdt=address, registers={"rbx": address + GDT_SIZE})
     return Plan("pvh", [*elf.segments, *firmware, *files, (address, info)], started(start, target), "kernel")
