@@ -134,3 +134,34 @@ def bzimage(
     struct.pack_into("<IIBBHI", image, 0x22C, initrd_max, alignment, relocatable, 21, xloadflags, cmdline_size)
     struct.pack_into("<QQI", image, 0x250, 0xDEAD, pref_address, init_size)
     return bytes(image) + code + trailer
+
+
+def tag2(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
+    """Return one tag of a Multiboot 2 header, padded."""
+    tag = struct.pack("<2HI", kind, flags, 8 + len(body)) + body
+    return tag + bytes(-len(tag) % 8)
+
+
+def multiboot2_header(*tags: bytes, architecture: int = 0, end: bytes = tag2(0)) -> bytes:
+    """Return a Multiboot 2 header."""
+    body = b"".join(tags) + end
+    length = 16 + len(body)
+    return (
+        struct.pack("<4I", 0xE85250D6, architecture, length, -(0xE85250D6 + architecture + length) % (1 << 32)) + body
+    )
+
+
+def multiboot2_elf(*tags: bytes, bits: int = 32, address: int = MIB, size: int = 0x2000) -> bytes:
+    """Return an ELF executable that begins with a Multiboot 2 header at offset 0x100, its entry behind the header."""
+    header = multiboot2_header(*tags)
+    before = 0x100 - HEADER_SIZE[bits] - PROGRAM_HEADER_SIZE[bits]
+    data = bytes(before) + header + CODE
+    return elf([Segment(address, data, size=size)], bits=bits, entry=address + before + len(header))
+
+
+def multiboot2_flat(before: int = 32, *tags: bytes, load: int = MIB) -> bytes:
+    """Return an image without format whose Multiboot 2 header, behind `before` bytes, has addresses; 4 KiB of bss."""
+    length = before + 16 + 24 + 16 + sum(map(len, tags)) + 8 + len(CODE)
+    addresses = struct.pack("<4I", load + before, load, load + length, load + length + 4096)
+    entry = struct.pack("<I", load + length - len(CODE))
+    return b"\x90" * before + multiboot2_header(tag2(2, addresses), tag2(3, entry), *tags) + CODE

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 DT_NULL, DT_NEEDED, DT_SONAME = 0, 1, 14
 DYNAMIC = {32: struct.Struct("<2I"), 64: struct.Struct("<2Q")}
+MULTIBOOT, MULTIBOOT2, MULTIBOOT_SEARCH = b"\x02\xb0\xad\x1b", b"\xd6\x50\x52\xe8", 64 << 10
 SHOWN = 64  # of an interpreter's name
 
 
@@ -32,6 +33,7 @@ def plan(image: bytes, target: Target) -> Plan:
     if entry is not None:
         return boot_pvh(elf, entry, target)
     _check_freestanding(elf)
+    _check_multiboot(image)
     check_spans(elf.spans, target)
     firmware, _ = place_firmware(target, elf.spans)
     count = target.vcpus if target.start == "all" else 1
@@ -41,6 +43,18 @@ def plan(image: bytes, target: Target) -> Plan:
         start.registers["rsi"] = target.vcpus
     waiting: list[StartState | None] = [None] * (target.vcpus - count)
     return Plan("elf", [*elf.segments, *firmware, *segments], starts + waiting, "kernel")
+
+
+def _check_multiboot(image: bytes) -> None:
+    """Raise ImageError for a Multiboot header at a wrong place: its guest would start with wrong registers, silently.
+
+    One at the right place is there only when the image is said to be a plain ELF.
+    """
+    if image.find(MULTIBOOT, 0, MULTIBOOT_SEARCH) >= 0 or image.find(MULTIBOOT2, 0, MULTIBOOT_SEARCH) >= 0:
+        from . import misplaced, multiboot, multiboot2
+
+        if not multiboot.matches(image) and not multiboot2.matches(image):
+            misplaced.check(image)
 
 
 def _check_freestanding(elf: Elf) -> None:

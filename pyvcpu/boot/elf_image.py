@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from ..errors import ImageError
+from .plan import CutShort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -58,7 +59,7 @@ class Elf:
             if kind not in budget:
                 continue
             if offset + length > len(image):
-                raise ImageError(f"the ELF image is cut short: {length} bytes at {offset:#x} are beyond its end")
+                raise CutShort(f"the ELF image is cut short: {length} bytes at {offset:#x} are beyond its end")
             budget[kind] -= length
             if budget[kind] < 0:
                 raise ImageError(f"the ELF image's segments share its bytes more than {SHARED} times; it is damaged")
@@ -116,7 +117,7 @@ def _headers(image: bytes) -> tuple[int, int, int, Sections, list[tuple[int, ...
         raise ImageError("the ELF image is neither of the 32-bit nor of the 64-bit class; it is damaged or cut short")
     bits, wanted, header, program_header = known
     if len(image) < header.size:
-        raise ImageError(f"the ELF image is cut short: {len(image)} bytes, and its header alone has {header.size}")
+        raise CutShort(f"the ELF image is cut short: {len(image)} bytes, and its header alone has {header.size}")
     ident, kind, machine, entry, offset, shoff, entry_size, count, shentsize, shnum, shstrndx = header.unpack_from(
         image
     )
@@ -128,7 +129,7 @@ def _headers(image: bytes) -> tuple[int, int, int, Sections, list[tuple[int, ...
         raise ImageError(f"the ELF image's program headers must have {program_header.size} bytes, not {entry_size}")
     end = offset + count * entry_size
     if end > len(image):
-        raise ImageError(f"the ELF image is cut short: its program headers end at {end:#x}")
+        raise CutShort(f"the ELF image is cut short: its program headers end at {end:#x}")
     table = program_header.iter_unpack(memoryview(image)[offset:end])
     found: list[tuple[int, ...]]
     if bits == 32:

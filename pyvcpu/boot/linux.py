@@ -8,7 +8,7 @@ from ..errors import ImageError
 from ..x86 import paging
 from ..x86.start import LINUX_CODE, LINUX_DATA, StartState, linux_gdt
 from .layout import BIOS_AREA, c_string, memory_map, place_files, place_firmware
-from .plan import Plan
+from .plan import CutShort, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -68,7 +68,7 @@ class Kernel:
         start = ((image[SETUP_SECTS] or 4) + 1) * SECTOR
         size = _u32(image, SYSSIZE) * 16
         if start + size > len(image):
-            raise ImageError(
+            raise CutShort(
                 f"the kernel is cut short: its header says {start + size} bytes, and the file has {len(image)}"
             )
         if size <= ENTRY_64:
@@ -99,7 +99,7 @@ def _check_header(image: bytes) -> None:
     if not matches(image):
         raise ImageError("a bzImage has 'HdrS' at offset 0x202; this image has not")
     if len(image) < HEADER_END:
-        raise ImageError(f"the kernel is cut short: it has {len(image)} bytes, and its setup header alone has more")
+        raise CutShort(f"the kernel is cut short: it has {len(image)} bytes, and its setup header alone has more")
     version = int.from_bytes(image[VERSION : VERSION + 2], "little")
     if version < OLDEST:
         raise ImageError(

@@ -18,6 +18,10 @@ MORE = "; give the guest more memory"
 MOST = 1 << 40  # more than this is no advice
 
 
+class CutShort(ImageError):
+    """The file ends before the image does: it is damaged, or was too large to be read as a whole."""
+
+
 def reachable(start: int, end: int) -> bool:
     """Tell whether a guest with enough memory has RAM at all of (start, end): none lies in the hole below 4 GiB."""
     return end <= HOLE or FOUR_GIB <= start < end <= MOST
@@ -69,6 +73,11 @@ class Target:
     def memory(self) -> int:
         """How many bytes of RAM there are."""
         return sum(end - start for start, end in self.ranges)
+
+    @property
+    def named_command_line(self) -> str:
+        """The command line as Multiboot guests expect it of all but GRUB 2: the image's name comes first."""
+        return f"{self.name} {self.append}".strip()
 
     def holds(self, address: int, length: int) -> bool:
         """Tell whether `length` bytes at `address` are RAM."""

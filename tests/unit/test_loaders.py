@@ -12,12 +12,25 @@ from pyvcpu.boot.layout import RESET_CODE, RESET_VECTOR, c_string, memory_map, p
 from pyvcpu.boot.multiboot import split_modules
 from pyvcpu.kvm.abi.basic import kvm_regs, kvm_sregs
 from pyvcpu.x86.start import StartState, linux_gdt, set_start
-from tests.images import FOUR_GIB, GIB, MIB, Segment, bzimage, elf, multiboot_elf, multiboot_flat, pvh, ram
+from tests.images import (
+    FOUR_GIB,
+    GIB,
+    MIB,
+    Segment,
+    bzimage,
+    elf,
+    multiboot2_elf,
+    multiboot_elf,
+    multiboot_flat,
+    pvh,
+    ram,
+)
 
 BOOT_SECTOR = b"\xf4".ljust(510, b"\0") + b"\x55\xaa"
 IMAGES = {
     "linux": bzimage(),
     "multiboot": multiboot_flat(),
+    "multiboot2": multiboot2_elf(),
     "elf": elf([Segment(MIB, b"\xf4")]),
     "bootsector": BOOT_SECTOR,
     "flat": b"\xf4",
@@ -57,7 +70,7 @@ def test_forced_formats_raise_image_errors_only(name: str, image: bytes) -> None
 
 def test_formats() -> None:
     assert set(FORMATS) == {*IMAGES, "pvh"}
-    with pytest.raises(ConfigError, match=r"bootsector, elf, flat, linux, multiboot, pvh, not 'pe'"):
+    with pytest.raises(ConfigError, match=r"bootsector, elf, flat, linux, multiboot, multiboot2, pvh, not 'pe'"):
         plan(b"\xf4", Target(ram(MIB), 1), "pe")
 
 
@@ -68,7 +81,7 @@ def test_images_that_are_handed_nothing(name: str, options: dict[str, str]) -> N
         plan(IMAGES[name], Target(ram(MIB * 2), 1, **options))  # type: ignore[arg-type]  # a table of many kinds
 
 
-@pytest.mark.parametrize("name", ["linux", "multiboot", "elf"])
+@pytest.mark.parametrize("name", ["linux", "multiboot", "multiboot2", "elf"])
 def test_the_image_is_not_copied(name: str) -> None:
     """A kernel has many megabytes: its bytes go from the file's into the guest's memory without a stop."""
     made = plan(IMAGES[name], Target(ram(32 * MIB), 1))
