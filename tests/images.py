@@ -122,18 +122,29 @@ def bzimage(
     pref_address: int = 16 * MIB,
     init_size: int = 4 * MIB,
     trailer: bytes = b"",
+    code32_start: int = MIB,
+    syssize: int | None = None,
 ) -> bytes:
-    """Return a Linux kernel of which only the headers are real."""
+    """Return a Linux kernel of which only the headers are real; it counts its code in 16 bytes, rounded up."""
     image = bytearray(((setup_sects or 4) + 1) * 512)
     image[0x1F1] = setup_sects
-    struct.pack_into("<I", image, 0x1F4, len(code) // 16)
+    struct.pack_into("<I", image, 0x1F4, -(-len(code) // 16) if syssize is None else syssize)
     image[0x1FE:0x202] = b"\x55\xaa\xeb" + bytes((jump,))
     struct.pack_into("<4sH", image, 0x202, b"HdrS", version)
     image[0x211] = loadflags
-    struct.pack_into("<I", image, 0x214, MIB)
+    struct.pack_into("<I", image, 0x214, code32_start)
     struct.pack_into("<IIBBHI", image, 0x22C, initrd_max, alignment, relocatable, 21, xloadflags, cmdline_size)
     struct.pack_into("<QQI", image, 0x250, 0xDEAD, pref_address, init_size)
     return bytes(image) + code + trailer
+
+
+def zimage(code: bytes = CODE.ljust(0x1000, b"\x90"), setup_sects: int = 4) -> bytes:
+    """Return a Linux kernel from before version 2.00 of the boot protocol."""
+    image = bytearray((setup_sects + 1) * 512)
+    image[0x1F1] = setup_sects
+    struct.pack_into("<H", image, 0x1F4, -(-len(code) // 16))
+    image[0x1FE:0x200] = b"\x55\xaa"
+    return bytes(image) + code
 
 
 def tag2(kind: int, body: bytes = b"", flags: int = 0) -> bytes:

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
-FORMATS = ("bootsector", "elf", "flat", "linux", "multiboot", "multiboot2", "pvh")
+FORMATS = ("bootsector", "elf", "flat", "linux", "linux16", "multiboot", "multiboot2", "pvh")
 BARE = ("bootsector", "elf", "flat")  # whose guests are handed nothing beside their image
 PACKED = (b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"BZh", b"\x5d\0\0")  # unpack.MAGICS, for a first look
 
@@ -32,7 +32,11 @@ def detect(image: bytes) -> str:
             return "multiboot2"
     if image.startswith(b"\x7fELF"):
         return "elf"
-    return "bootsector" if image[510:512] == b"\x55\xaa" else "flat"
+    if image[510:512] != b"\x55\xaa":
+        return "flat"
+    from . import linux_header
+
+    return "linux16" if linux_header.matches_without_header(image) else "bootsector"
 
 
 def plan(image: bytes, target: Target, format: str | None = None) -> Plan:
@@ -102,6 +106,8 @@ def _loader(name: str) -> Callable[[bytes, Target], Plan]:
         from .bootsector import plan
     elif name == "linux":
         from .linux import plan
+    elif name == "linux16":
+        from .linux16 import plan
     elif name == "multiboot":
         from .multiboot import plan
     elif name == "multiboot2":

@@ -24,11 +24,13 @@ from tests.images import (
     multiboot_flat,
     pvh,
     ram,
+    zimage,
 )
 
 BOOT_SECTOR = b"\xf4".ljust(510, b"\0") + b"\x55\xaa"
 IMAGES = {
     "linux": bzimage(),
+    "linux16": zimage(),
     "multiboot": multiboot_flat(),
     "multiboot2": multiboot2_elf(),
     "elf": elf([Segment(MIB, b"\xf4")]),
@@ -70,7 +72,9 @@ def test_forced_formats_raise_image_errors_only(name: str, image: bytes) -> None
 
 def test_formats() -> None:
     assert set(FORMATS) == {*IMAGES, "pvh"}
-    with pytest.raises(ConfigError, match=r"bootsector, elf, flat, linux, multiboot, multiboot2, pvh, not 'pe'"):
+    with pytest.raises(
+        ConfigError, match=r"bootsector, elf, flat, linux, linux16, multiboot, multiboot2, pvh, not 'pe'"
+    ):
         plan(b"\xf4", Target(ram(MIB), 1), "pe")
 
 
