@@ -20,6 +20,12 @@ def detect(image: bytes) -> str:
     """Return the name of the image's format; what is of no other format is flat."""
     if image[0x202:0x206] == b"HdrS":
         return "linux"
+    is_sector = image[510:512] == b"\x55\xaa"
+    if is_sector:
+        from . import linux_header
+
+        if linux_header.matches_without_header(image):
+            return "linux16"
     if image.find(b"\x02\xb0\xad\x1b", 0, 8192) >= 0:  # the number alone may be chance: look closer
         from . import multiboot
 
@@ -32,11 +38,7 @@ def detect(image: bytes) -> str:
             return "multiboot2"
     if image.startswith(b"\x7fELF"):
         return "elf"
-    if image[510:512] != b"\x55\xaa":
-        return "flat"
-    from . import linux_header
-
-    return "linux16" if linux_header.matches_without_header(image) else "bootsector"
+    return "bootsector" if is_sector else "flat"
 
 
 def plan(image: bytes, target: Target, format: str | None = None) -> Plan:

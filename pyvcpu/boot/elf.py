@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 DT_NULL, DT_NEEDED, DT_SONAME = 0, 1, 14
 DYNAMIC = {32: struct.Struct("<2I"), 64: struct.Struct("<2Q")}
 MULTIBOOT, MULTIBOOT2, MULTIBOOT_SEARCH = b"\x02\xb0\xad\x1b", b"\xd6\x50\x52\xe8", 64 << 10
+NOTE_OWNER, ABI_TAG, ABI_TAG_SIZE = b"GNU\0", 1, 16  # in every program that is linked for a system with glibc
+ABIS = {0: "Linux", 1: "the Hurd", 2: "Solaris", 3: "FreeBSD"}
 SHOWN = 64  # of an interpreter's name
 
 
@@ -62,6 +64,10 @@ def _check_freestanding(elf: Elf) -> None:
     if len(elf.interpreter):
         name = bytes(elf.interpreter[:SHOWN]).split(b"\0", 1)[0].decode("ascii", "backslashreplace")
         raise ImageError(f"this ELF image is a program for an operating system, to be run by {name!r}, not a kernel")
+    system = elf.note(NOTE_OWNER, ABI_TAG)
+    if system is not None and len(system) == ABI_TAG_SIZE:
+        name = ABIS.get(system[0], "an operating system")
+        raise ImageError(f"this ELF image is a program for {name}, not a kernel")
     if elf.kind != ET_DYN:
         return
     pair = DYNAMIC[elf.bits]

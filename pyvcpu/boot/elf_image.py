@@ -22,6 +22,7 @@ CLASSES = {
     1: (32, EM_386, struct.Struct("<6s10xHH4x3I6x5H"), struct.Struct("<8I")),
     2: (64, EM_X86_64, struct.Struct("<6s10xHH4x3Q6x5H"), struct.Struct("<2I6Q")),
 }
+NOTE = struct.Struct("<3I")  # sizes of the owner's name and of what it holds, kind
 # Segments may share bytes of the file, but a small file must not be much work: so many times over at most.
 SHARED = 4
 
@@ -95,6 +96,20 @@ class Elf:
         """Tell whether physical `address` lies in the image."""
         return any(load.address <= address < load.end for load in self.loads)
 
+    def note(self, owner: bytes, kind: int) -> bytes | None:
+        """Return what the first whole note of this owner (zero at its end) and kind holds, None without such a one."""
+        for data, align in self.notes:
+            at = 0
+            while at + NOTE.size <= len(data):
+                name_size, size, note_kind = NOTE.unpack_from(data, at)
+                start = at + NOTE.size + _up(name_size, align)
+                if note_kind == kind and data[at + NOTE.size : at + NOTE.size + name_size] == owner:
+                    value = bytes(data[start : start + size])
+                    if len(value) == size:
+                        return value
+                at = start + _up(size, align)
+        return None
+
     def _physical(self, entry: int) -> int:
         """Return where the entry lies: kernels give it as a physical or as a virtual address."""
         if self.holds(entry):
@@ -103,6 +118,10 @@ class Elf:
             if load.virtual <= entry < load.virtual + load.end - load.address:
                 return entry - load.virtual + load.address
         raise ImageError(f"the ELF image's entry {entry:#x} is in none of its segments")
+
+
+def _up(size: int, align: int) -> int:
+    return (size + align - 1) // align * align
 
 
 Sections = tuple[int, int, int, int]

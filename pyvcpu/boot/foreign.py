@@ -59,7 +59,7 @@ ELSEWHERE = (
     (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system", ""),
     (0x10040, b"_BHRfS_M", "a btrfs file system", ""),
     (0, b"XFSB\0\0", "an XFS file system", ""),
-    (0x28, b"_FVH", "a UEFI firmware volume", ""),
+    (0x28, b"_FVH", "a firmware image (a UEFI volume)", ""),
     (0x38, b"ARM\x64", OTHER_LINUX.format("AArch64"), ""),
     (0x38, b"RSC\x05", OTHER_LINUX.format("RISC-V"), ""),
     (0x24, b"\x18\x28\x6f\x01", OTHER_LINUX.format("ARM"), ""),
@@ -70,7 +70,15 @@ CODE_OF_A_SECTOR = 440  # up to the disk's signature and its table of partitions
 
 def refuse(image: bytes) -> None:
     """Raise ImageError when the image, which has no header of a protocol, is known to be something else."""
-    kind = what_is(image)
+    _raise_for(what_is(image))
+
+
+def refuse_rom(image: bytes) -> None:
+    """Raise ImageError when the image is one of firmware."""
+    _raise_for(_rom(image))
+
+
+def _raise_for(kind: tuple[str, str] | None) -> None:
     if kind is not None:
         what, advice = kind
         raise ImageError(f"this is {what}, not an image that can be booted{advice}")
@@ -95,7 +103,7 @@ def what_is(image: bytes) -> tuple[str, str] | None:
     if is_sector:
         empty = not any(image[:CODE_OF_A_SECTOR])
         return ("a disk whose first sector has no code, made for other firmware than a BIOS", "") if empty else None
-    return _script(image) or _rom(image) or _a_out(image)
+    return _script(image) or _rom(image) or _a_out(image) or _text(image)
 
 
 def _script(image: bytes) -> tuple[str, str] | None:
@@ -105,6 +113,18 @@ def _script(image: bytes) -> tuple[str, str] | None:
     words = image[2:130].split(b"\n", 1)[0].split()
     name = words[0].decode("ascii", "backslashreplace") if words else ""
     return f"a script for {name}", ""
+
+
+TEXT = bytes(range(32, 127)) + b"\t\n\r"
+TEXT_LEAST, TEXT_LOOK = 64, 4096
+
+
+def _text(image: bytes) -> tuple[str, str] | None:
+    """Recognise text by its characters: code has others, too."""
+    head = image[:TEXT_LOOK]
+    if len(head) < TEXT_LEAST or b"\n" not in head or head.translate(None, TEXT):
+        return None
+    return "a text file", ""
 
 
 # Firmware: a processor starts 16 bytes below the end of the ROM (SDM vol. 3A section 9.1.4), with a jump.
@@ -126,7 +146,7 @@ def _rom(image: bytes) -> tuple[str, str] | None:
     vector = image[-16:]
     far = vector[0] == 0xEA and vector[3:5] == b"\x00\xf0"  # ljmp $0xf000, ...
     if far or vector.startswith(RESET_JUMPS):
-        return "a firmware image (a BIOS), which takes the place of the machine's own", ""
+        return "a firmware image (a BIOS or UEFI), to be put where a processor starts", ""
     return None
 
 

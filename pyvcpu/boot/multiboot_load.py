@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ImageError
+from ..memory import HOLE
 from .elf_image import MAGIC, Elf
 from .layout import EBDA, MIB, RAM
 from .plan import CutShort
@@ -19,6 +20,9 @@ if TYPE_CHECKING:  # mypy reads this as True
 def from_elf(image: bytes) -> Loaded:
     """Load as the ELF headers say."""
     if not image.startswith(MAGIC):
+        from .foreign import refuse
+
+        refuse(image)  # an EFI application of a kernel has that kernel's headers in it
         raise ImageError("a Multiboot image must be an ELF image, or its header must have addresses")
     elf = Elf(image)
     return elf.segments, elf.spans, elf.entry
@@ -37,6 +41,10 @@ def by_addresses(
             f"the Multiboot header, at offset {at:#x} of the image, cannot be at {header:#x} when loading starts"
             f" at {load:#x}"
         )
+    if load >= HOLE:
+        from .foreign import refuse_rom
+
+        refuse_rom(image)
     length = load_end - load if load_end else len(image) - offset
     if length <= 0:
         raise ImageError(f"the Multiboot header's load end {load_end:#x} must be above its start {load:#x}")

@@ -47,7 +47,7 @@ def what_is(image: bytes) -> tuple[str, str] | None:
     starts = range(sections, sections + min(count, MOST_SECTIONS) * SECTION_SIZE, SECTION_SIZE)
     if b".linux" in {image[start : start + 8].rstrip(b"\0") for start in starts}:
         return f"a unified kernel image for EFI ({name})", TAKE_OUT
-    return f"an EFI {EFI_SUBSYSTEMS[subsystem]} for {name}, and there is no EFI here", ""
+    return f"an EFI {EFI_SUBSYSTEMS[subsystem]} for {name}", "; there is no EFI here"
 
 
 def _dos(image: bytes) -> tuple[str, str] | None:

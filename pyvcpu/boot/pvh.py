@@ -28,22 +28,12 @@ LOW = 1 << 32
 
 def find_entry(elf: Elf) -> int | None:
     """Return the physical address in XEN_ELFNOTE_PHYS32_ENTRY, None without that note."""
-    for data, align in elf.notes:
-        at = 0
-        while at + 12 <= len(data):
-            name_size, size, kind = struct.unpack_from("<3I", data, at)
-            start = at + 12 + _up(name_size, align)
-            if kind == PHYS32_ENTRY and data[at + 12 : at + 12 + name_size] == NOTE_OWNER:
-                value = bytes(data[start : start + size])
-                if size not in (4, 8) or len(value) != size:
-                    raise ImageError(f"the PVH note must hold an address of 4 or 8 bytes, not {size}")
-                return int.from_bytes(value, "little")
-            at = start + _up(size, align)
-    return None
-
-
-def _up(size: int, align: int) -> int:
-    return (size + align - 1) // align * align
+    value = elf.note(NOTE_OWNER, PHYS32_ENTRY)
+    if value is None:
+        return None
+    if len(value) not in (4, 8):
+        raise ImageError(f"the PVH note must hold an address of 4 or 8 bytes, not {len(value)}")
+    return int.from_bytes(value, "little")
 
 
 def plan(image: bytes, target: Target) -> Plan:

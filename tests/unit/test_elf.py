@@ -9,7 +9,9 @@ import pytest
 
 from pyvcpu import ImageError, StartState
 from pyvcpu.boot import Plan, Target, plan
-from tests.images import CODE, FOUR_GIB, GIB, MIB, PT_NOTE, Segment, elf, pvh, ram
+from tests.images import CODE, FOUR_GIB, GIB, MIB, PT_NOTE, Segment, elf, note, pvh, ram
+
+ABI_TAG = note(b"GNU\0", 1, struct.pack("<4I", 0, 3, 2, 0))
 
 
 def big_endian(machine: int) -> bytes:
@@ -123,6 +125,7 @@ def test_acpi_tables_come_along() -> None:
         (elf([Segment((1 << 40) - 64, CODE)]), "give the guest more memory, or link"),
         (elf([Segment((1 << 40) - 63, CODE)]), "nor can be"),
         (elf([Segment(MIB, CODE), Segment(0, b"/lib/ld.so\0", kind=3)]), "to be run by '/lib/ld.so', not a kernel"),
+        (elf([Segment(MIB, CODE), Segment(0, ABI_TAG, kind=PT_NOTE)]), "a program for Linux, not a kernel"),
         (elf([Segment(MIB, CODE), Segment(0, b"\xff\x1b'", kind=3)], bits=32), "system, to be run by"),
         (elf([Segment(MIB, CODE), Segment(0, struct.pack("<4Q", 5, 0, 14, 0), kind=2)], kind=3), "a shared library"),
         (elf([Segment(MIB, CODE), Segment(0, struct.pack("<2I", 1, 9), kind=2)], kind=3, bits=32), "a shared library"),

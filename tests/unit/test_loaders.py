@@ -78,6 +78,22 @@ def test_formats() -> None:
         plan(b"\xf4", Target(ram(MIB), 1), "pe")
 
 
+@pytest.mark.parametrize("image", [elf([Segment(MIB, bytes(4 * MIB))]), bzimage(code=bytes(4 * MIB))])
+def test_images_larger_than_the_guest(image: bytes) -> None:
+    """Of a file larger than RAM, no more is read than shows it: that it is cut short would be no help."""
+    read = image[: 2 * MIB + 1]
+    with pytest.raises(ImageError, match=r"^the image is larger than the guest's RAM; give the guest more memory$"):
+        plan(read, Target(ram(2 * MIB), 1))
+    with pytest.raises(ImageError, match="cut short"):
+        plan(read, Target(ram(64 * MIB), 1))
+
+
+@pytest.mark.parametrize("name", ["flat", "bootsector", "elf"])
+def test_device_trees_go_to_linux_only(name: str) -> None:
+    with pytest.raises(ImageError, match=f"a device tree can be given to Linux images only; .* taken for {name}"):
+        plan(IMAGES[name], Target(ram(MIB * 2), 1, dtb=b"x"))
+
+
 @pytest.mark.parametrize("name", ["flat", "bootsector", "elf"])
 @pytest.mark.parametrize("options", [{"append": "quiet"}, {"initrd": [("a", b"b")]}])
 def test_images_that_are_handed_nothing(name: str, options: dict[str, str]) -> None:
