@@ -56,7 +56,7 @@ def plan(image: bytes, target: Target, format: str | None = None) -> Plan:
         raise ConfigError(f"the format must be one of {', '.join(FORMATS)}, not {name!r}")
     try:
         if name not in ("bootsector", "flat") and image.startswith(PACKED):
-            image = _unpacked(image, target, name is not None)
+            image = unpacked(image, target.memory, name is not None)
         if name is None:
             name = detect(image)
             _check_native(image, name)
@@ -69,13 +69,16 @@ def plan(image: bytes, target: Target, format: str | None = None) -> Plan:
     return made
 
 
-def _unpacked(image: bytes, target: Target, is_known: bool) -> bytes:
-    """Unpack a compressed kernel, unless a look inside shows that it is something else."""
+def unpacked(image: bytes, memory: int, is_known: bool = False) -> bytes:
+    """Return what a compressed image holds, up to `memory` bytes; other images as they are.
+
+    Refuse a content that is known to be something else than a kernel, unless the format is known.
+    """
     from .unpack import Unpacker, is_packed
 
     if not is_packed(image):
         return image
-    packed = Unpacker(image, target.memory)
+    packed = Unpacker(image, memory)
     if not is_known:
         head = packed.head()
         _check_native(head, detect(head))

@@ -55,17 +55,7 @@ def plan(image: bytes, target: Target) -> Plan:
 
     The modules are the target's initrd.
     """
-    found = _find(image)
-    if found is None:
-        raise ImageError(
-            "a Multiboot image has, in its first 8 KiB and at a multiple of 4, the number 0x1BADB002, flags, and a"
-            " checksum that makes the sum of the three zero; this image has none"
-        )
-    at, flags = found
-    unknown = flags & 0xFFFF & ~KNOWN_REQUIREMENTS
-    if unknown:
-        raise ImageError(f"the Multiboot header requires features that version 1 does not have: flags {unknown:#x}")
-    segments, used, entry = _with_addresses(image, at) if flags & KLUDGE else from_elf(image)
+    segments, used, entry = load(image)
     if entry >= 1 << 32:
         raise ImageError(f"a Multiboot image's entry must be below 4 GiB, not {entry:#x}")
     check_spans(used, target)
@@ -76,6 +66,21 @@ def plan(image: bytes, target: Target) -> Plan:
     registers = {"rax": BOOT_MAGIC, "rbx": address + GDT_SIZE}
     start = StartState("protected", entry, gdt=address, registers=registers)
     return Plan("multiboot", [*segments, *firmware, *files, (address, info)], started(start, target), "kernel")
+
+
+def load(image: bytes) -> Loaded:
+    """Load as the header says, with addresses of its own or by those of ELF."""
+    found = _find(image)
+    if found is None:
+        raise ImageError(
+            "a Multiboot image has, in its first 8 KiB and at a multiple of 4, the number 0x1BADB002, flags, and a"
+            " checksum that makes the sum of the three zero; this image has none"
+        )
+    at, flags = found
+    unknown = flags & 0xFFFF & ~KNOWN_REQUIREMENTS
+    if unknown:
+        raise ImageError(f"the Multiboot header requires features that version 1 does not have: flags {unknown:#x}")
+    return _with_addresses(image, at) if flags & KLUDGE else from_elf(image)
 
 
 def _with_addresses(image: bytes, at: int) -> Loaded:

@@ -32,7 +32,7 @@ def plan(image: bytes, target: Target) -> Plan:
     The modules are the target's initrd.
     """
     header = Header(image)
-    segments, used, entry = _load(image, header)
+    segments, used, entry = load(image, header)
     base = None
     if header.relocation:
         base, moved = _move(used, header.relocation, target)
@@ -47,15 +47,15 @@ def plan(image: bytes, target: Target) -> Plan:
     pointer = next((bytes(data) for address, data in firmware if rsdp and address == rsdp), b"")
     files = place_files(target, used)
     sections = place_sections(image, used, target) if image.startswith(ELF_MAGIC) else Sections()
-    address, info = place_info(lambda _: information(target, files, sections, pointer, base), used, target)
+    handed = gdt().ljust(GDT_SIZE, b"\0") + information(target, files, sections, pointer, base)
+    address, info = place_info(lambda _: handed, used, target)
     registers = {"rax": BOOT_MAGIC, "rbx": address + GDT_SIZE}
     start = StartState("protected", entry, gdt=address, registers=registers)
-    info = gdt().ljust(GDT_SIZE, b"\0") + info
     placed = [*segments, *firmware, *files, *sections.segments, (address, info)]
     return Plan("multiboot2", placed, started(start, target), "kernel")
 
 
-def _load(image: bytes, header: Header) -> Loaded:
+def load(image: bytes, header: Header) -> Loaded:
     """Load as the address tag says, or else as the ELF headers do; the entry tag counts in both cases."""
     if header.addresses is None:
         segments, used, entry = from_elf(image)
