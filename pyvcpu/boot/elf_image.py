@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .plan import Segment, Span
 
 MAGIC = b"\x7fELF"
-LITTLE_ENDIAN, BIG_ENDIAN = 1, 2
+LITTLE_ENDIAN = 1
 ET_EXEC, ET_DYN = 2, 3
 EM_386, EM_X86_64 = 3, 62
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
@@ -143,7 +143,7 @@ def _headers(image: bytes) -> tuple[int, int, int, Sections, list[tuple[int, ...
     if ident[5] != LITTLE_ENDIAN or machine != wanted or kind not in (ET_EXEC, ET_DYN):
         from .elf_names import explain
 
-        raise ImageError(explain(image, bits))
+        raise ImageError(explain(image, bits, {32: EM_386, 64: EM_X86_64}))
     if count and entry_size != program_header.size:
         raise ImageError(f"the ELF image's program headers must have {program_header.size} bytes, not {entry_size}")
     end = offset + count * entry_size

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from .elf_image import BIG_ENDIAN, EM_386, EM_X86_64, ET_DYN, ET_EXEC
-
+BIG_ENDIAN = 2
 TYPES = {
     0: "of no type",
     1: "a relocatable object (.o, .ko); link it first",
@@ -83,18 +82,21 @@ MACHINES = {
 }
 
 
-def explain(image: bytes, bits: int) -> str:
-    """Return why an ELF image with a whole header, of the class of `bits`, cannot be booted."""
+def explain(image: bytes, bits: int, native: dict[int, int]) -> str:
+    """Return why an ELF image with a whole header, of the class of `bits`, cannot be booted.
+
+    `native`: the machines whose images can be, by their bits.
+    """
     big = image[5] == BIG_ENDIAN
     kind, machine = struct.unpack_from(">HH" if big else "<HH", image, 16)
     name = MACHINES.get(machine, f"machine {machine}")
     if big:
         name += " (big-endian)"
-    elif machine in (EM_386, EM_X86_64) and bits != (64 if machine == EM_X86_64 else 32):
-        name = "x32, whose programs have 32-bit pointers" if machine == EM_X86_64 else "i386, and of the 64-bit class"
-    elif machine in (EM_386, EM_X86_64):
-        name = ""
-    if name:
-        return f"the ELF image is for {name}; this machine runs 32-bit images for i386 and 64-bit ones for x86-64"
-    what = TYPES.get(kind, f"of type {kind}")
-    return f"an ELF image must be an executable (type {ET_EXEC} or {ET_DYN}); this one is {what}"
+    elif machine == native[bits]:
+        what = TYPES.get(kind, f"of type {kind}")
+        return f"an ELF image must be an executable (type 2 or 3); this one is {what}"
+    elif machine == native[64]:
+        name = "x32, whose programs have 32-bit pointers"
+    elif machine == native[32]:
+        name += ", and of the 64-bit class"
+    return f"the ELF image is for {name}; this machine runs 32-bit images for i386 and 64-bit ones for x86-64"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import struct
 
 from ..errors import ImageError
-from ..memory import HOLE
 from ..x86 import paging
 from ..x86.start import LINUX_CODE, LINUX_DATA, StartState, linux_gdt
 from . import linux_header as at
-from .layout import BIOS_AREA, RAM, c_string, memory_map, place_files, place_firmware
+from .layout import BIOS_AREA, RAM, memory_map, place_files, place_firmware
+from .linux_checks import check_command_line, check_one_processor, check_room, initrd
 from .linux_header import LOAD, Kernel
-from .plan import MORE, Free, Plan
+from .plan import Free, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -73,37 +73,6 @@ def plan(image: bytes, target: Target) -> Plan:
     else:
         start = StartState("protected", LOAD, gdt=GDT, selectors=SEGMENTS, registers=registers)
     return Plan("linux", segments, [start, *[None] * (target.vcpus - 1)], "kernel")
-
-
-def check_one_processor(target: Target) -> None:
-    """Raise ImageError when all are to start, or when there is more than one initrd."""
-    if target.start == "all":
-        raise ImageError("Linux starts the other processors by itself: start must be bsp, not all")
-    if len(target.initrd) > 1:
-        raise ImageError(f"Linux takes one initrd, not {len(target.initrd)}; pack them into one")
-
-
-def check_room(kernel: Kernel, end: int, target: Target) -> None:
-    """Raise ImageError unless there is RAM from 0 to `end`, which this kernel needs."""
-    if not target.holds(0, end):
-        raise ImageError(
-            f"this kernel needs RAM up to {end:#x} to start ({-(-end >> 20)} MiB), and the RAM ends at"
-            f" {target.ranges[0][1]:#x}{MORE if end <= HOLE else ''}"
-        )
-
-
-def check_command_line(kernel: Kernel, target: Target, room: int) -> bytes:
-    """Return the command line as the kernel takes it; raise ImageError when that is too long for it or for `room`."""
-    command_line = c_string(target.append)
-    longest = min(kernel.cmdline_size, room)
-    if len(command_line) - 1 > longest:
-        raise ImageError(f"this kernel's command line may have at most {longest} bytes, not {len(command_line) - 1}")
-    return command_line
-
-
-def initrd(files: list[Segment]) -> tuple[int, int]:
-    """Return address and size of the initrd, 0 and 0 without."""
-    return (files[0][0], len(files[0][1])) if files and len(files[0][1]) else (0, 0)
 
 
 def _setup_data(kernel: Kernel, target: Target, ram: list[tuple[int, int, int]], used: list[Span]) -> list[Segment]:

@@ -12,7 +12,7 @@ from ..errors import ImageError
 from ..x86.start import StartState
 from . import linux_header as at
 from .layout import EBDA, place_files
-from .linux import check_command_line, check_one_processor, check_room, initrd
+from .linux_checks import check_command_line, check_one_processor, check_room, initrd
 from .linux_header import LOAD, Kernel
 from .plan import Plan
 

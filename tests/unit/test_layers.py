@@ -214,6 +214,21 @@ def test_imports_go_downward(module: Module) -> None:
     assert layer_faults(module, KNOWN) == []
 
 
+def test_loaders_import_each_other_in_one_direction() -> None:
+    """Even those imports that wait until they are needed; the package itself is above its modules."""
+    within_boot = {
+        module.name: {found.target for found in imports(module, KNOWN) if found.at_run_time and found.target in KNOWN}
+        for module in MODULES
+        if within(module.name, "pyvcpu.boot")
+    }
+    assert len(within_boot) > 10
+    left = dict(within_boot)
+    while free := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 def test_imports_are_cheap(module: Module) -> None:
     assert cost_faults(module) == []
