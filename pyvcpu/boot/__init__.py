@@ -54,12 +54,15 @@ def plan(image: bytes, target: Target, format: str | None = None) -> Plan:
     name = format or ("flat" if said else None)
     if name not in (None, *FORMATS):
         raise ConfigError(f"the format must be one of {', '.join(FORMATS)}, not {name!r}")
+    content = image
     try:
         if name not in ("bootsector", "flat") and image.startswith(PACKED):
             image = unpacked(image, target.memory, name is not None)
         if name is None:
             name = detect(image)
             _check_native(image, name)
+            if name == "bootsector" and content is not image:
+                raise ImageError("this is a disk image, compressed; unpack it: its boot sector wants the rest of it")
         made = _loader(name)(image, target)
     except CutShort as error:
         if len(image) <= target.memory:

@@ -146,6 +146,13 @@ def test_code_that_looks_compressed_is_flat(image: bytes) -> None:
     assert plan(image, Target(ram(MIB), 1)).format == "flat"
 
 
+def test_a_disk_in_a_compressed_file() -> None:
+    """Its boot sector would look for the rest of the disk, and find a compressed file."""
+    packed = gzip.compress(b"\xf4".ljust(510, b"\0") + b"\x55\xaa" + bytes(4096))
+    with pytest.raises(ImageError, match=r"a disk image, compressed; unpack it"):
+        plan(packed, Target(ram(MIB), 1))
+
+
 def test_what_is_inside_is_not_unpacked_again() -> None:
     packed = gzip.compress(gzip.compress(bzimage()))
     assert plan(packed, Target(ram(32 * MIB), 1)).format == "flat"
