@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from ..errors import ImageError
 from ..memory import HOLE
 from .plan import MORE, Free, reachable
@@ -20,6 +22,11 @@ LATE_TOP = 1 << 30  # Linux reaches no more than this before it has page tables 
 
 # mov $0xfe, %al; out %al, $0x64; 1: hlt; jmp 1b: the keyboard controller pulses the reset line.
 RESET_VECTOR, RESET_CODE = 0xFFFF0, b"\xb0\xfe\xe6\x64\xf4\xeb\xfd"
+
+# The BIOS data area, as far as guests read it that boot without a BIOS: four serial and three parallel ports, the
+# segment of the EBDA, the equipment (one serial port), the KiB of conventional memory. Xen hangs without the last.
+BIOS_DATA = 0x400
+BIOS_DATA_AREA = struct.pack("<4H3HHHxH", 0x3F8, 0, 0, 0, 0, 0, 0, EBDA >> 4, 1 << 9, EBDA >> 10)
 
 # Kinds of memory, by the same numbers in every protocol (ACPI 6.4 table 15.4).
 RAM, RESERVED = 1, 2
@@ -52,14 +59,15 @@ def check_spans(spans: Sequence[Span], target: Target) -> None:
 
 
 def place_firmware(target: Target, used: Sequence[Span]) -> tuple[list[Segment], int]:
-    """Return what a guest may expect of a BIOS, and the RSDP's address: the ACPI tables, and code at the reset vector.
+    """Return what guests may expect of a BIOS (ACPI tables, data area, code at the reset vector) and the RSDP's place.
 
     Linux on hardware-reduced ACPI, and many a small kernel, jumps to F000:FFF0 to restart the machine. Guests that do
     not ask for any of this must not lack room because of it: where the image lies, or no RAM is, it is left out (and
     the address is 0).
     """
     tables = _if_free(*target.acpi(), target, used) if target.acpi else []
-    return [*_if_free(RESET_VECTOR, RESET_CODE, target, used), *tables], tables[0][0] if tables else 0
+    data = _if_free(BIOS_DATA, BIOS_DATA_AREA, target, used) if target.holds(0, EBDA) else []
+    return [*_if_free(RESET_VECTOR, RESET_CODE, target, used), *data, *tables], tables[0][0] if tables else 0
 
 
 def _if_free(address: int, data: bytes, target: Target, used: Sequence[Span]) -> list[Segment]:

@@ -8,7 +8,16 @@ import pytest
 
 from pyvcpu import ConfigError, ImageError
 from pyvcpu.boot import FORMATS, Target, detect, plan
-from pyvcpu.boot.layout import RESET_CODE, RESET_VECTOR, c_string, memory_map, place_firmware, place_info
+from pyvcpu.boot.layout import (
+    BIOS_DATA,
+    BIOS_DATA_AREA,
+    RESET_CODE,
+    RESET_VECTOR,
+    c_string,
+    memory_map,
+    place_firmware,
+    place_info,
+)
 from pyvcpu.boot.multiboot import split_modules
 from pyvcpu.kvm.abi.basic import kvm_regs, kvm_sregs
 from pyvcpu.x86.start import StartState, linux_gdt, set_start
@@ -135,15 +144,24 @@ def test_memory_map_has_no_overlaps() -> None:
 
 
 def test_firmware_gives_way() -> None:
-    """ACPI tables and the reset vector are there unless the image lies there, or no RAM is."""
+    """ACPI tables, data area and reset vector are there unless the image lies there, or no RAM is."""
     tables = Target(ram(2 * MIB), 1, acpi=lambda: (0xE0000, bytes(0x1000)))
-    acpi, reset = (0xE0000, bytes(0x1000)), (RESET_VECTOR, RESET_CODE)
-    assert place_firmware(tables, [(0, 0xE0000), (0xE1000, 0xFFFF0), (MIB, 2 * MIB)]) == ([reset, acpi], 0xE0000)
-    assert place_firmware(tables, [(0xE0FFF, 0xE1000)]) == ([reset], 0)
-    assert place_firmware(tables, [(0xFFFF6, 0xFFFF7)]) == ([acpi], 0xE0000)
+    acpi, reset, data = (0xE0000, bytes(0x1000)), (RESET_VECTOR, RESET_CODE), (BIOS_DATA, BIOS_DATA_AREA)
+    around = [(0x1000, 0xE0000), (0xE1000, 0xFFFF0), (MIB, 2 * MIB)]
+    assert place_firmware(tables, around) == ([reset, data, acpi], 0xE0000)
+    assert place_firmware(tables, [(0xE0FFF, 0xE1000)]) == ([reset, data], 0)
+    assert place_firmware(tables, [(0xFFFF6, 0xFFFF7)]) == ([data, acpi], 0xE0000)
+    assert place_firmware(tables, [(0x414, 0x415)]) == ([reset, acpi], 0xE0000)
     assert place_firmware(tables, [(0, MIB)]) == ([], 0)
-    assert place_firmware(Target(ram(2 * MIB), 1), []) == ([reset], 0)
-    assert place_firmware(Target(ram(0xE0800), 1, acpi=tables.acpi), []) == ([], 0)
+    assert place_firmware(Target(ram(2 * MIB), 1), []) == ([reset, data], 0)
+    assert place_firmware(Target(ram(0xE0800), 1, acpi=tables.acpi), []) == ([data], 0)
+    assert place_firmware(Target(ram(0x9F000), 1, acpi=tables.acpi), []) == ([], 0)
+
+
+def test_bios_data_area() -> None:
+    """COM1 at 0x3F8, the EBDA at 9FC0:0, one serial port, 639 KiB."""
+    assert b"\xf8\x03" + bytes(12) + b"\xc0\x9f" + b"\0\x02" + b"\0" + b"\x7f\x02" == BIOS_DATA_AREA
+    assert BIOS_DATA + BIOS_DATA_AREA.index(b"\x7f\x02") == 0x413
 
 
 @pytest.mark.parametrize("image", [IMAGES["linux"], IMAGES["multiboot"], IMAGES["elf"], pvh()])
