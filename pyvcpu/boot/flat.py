@@ -23,10 +23,12 @@ def plan(image: bytes, target: Target) -> Plan:
     """Plan a flat image: every vCPU at the entry, with its own stack, DI its index, SI the number of vCPUs."""
     load = DEFAULT_LOAD if target.load is None else target.load
     entry = load if target.entry is None else target.entry
+    used = [(load, load + len(image))]
+    if target.mode in (None, "real"):
+        _check_real(image, load)
     check_fits(image, load, target)
     if not target.holds(entry, 1):
         raise ImageError(f"the entry {entry:#x} is not in RAM, which ends at {target.ranges[-1][1]:#x}")
-    used = [(load, load + len(image))]
     maker = MODES.get(target.mode or "real")
     if maker is None:
         raise ConfigError(f"the mode must be real, protected or long, not {target.mode!r}")
@@ -34,6 +36,17 @@ def plan(image: bytes, target: Target) -> Plan:
     if target.start == "bsp":
         starts[1:] = [None] * (len(starts) - 1)
     return Plan("flat", [(load, image), *segments], starts, "none")
+
+
+def _check_real(image: bytes, load: int) -> None:
+    """Raise ImageError for an image that leaves no room for a stack in real mode, however much memory there is."""
+    try:
+        Free(REAL_TOP, [(load, load + len(image))]).take(REAL_STACKS[-1], STACK_ALIGN, "a stack")
+    except ImageError:
+        raise ImageError(
+            f"the image ({len(image)} bytes at {load:#x}) does not fit beside a stack below {REAL_TOP:#x}, as real mode"
+            " has it; protected and long mode have more room"
+        ) from None
 
 
 def check_fits(image: bytes, load: int, target: Target) -> None:
