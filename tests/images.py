@@ -122,15 +122,57 @@ def bzimage(
     pref_address: int = 16 * MIB,
     init_size: int = 4 * MIB,
     trailer: bytes = b"",
+    code32_start: int = MIB,
+    syssize: int | None = None,
 ) -> bytes:
-    """Return a Linux kernel of which only the headers are real."""
+    """Return a Linux kernel of which only the headers are real; it counts its code in 16 bytes, rounded up."""
     image = bytearray(((setup_sects or 4) + 1) * 512)
     image[0x1F1] = setup_sects
-    struct.pack_into("<I", image, 0x1F4, len(code) // 16)
+    struct.pack_into("<I", image, 0x1F4, -(-len(code) // 16) if syssize is None else syssize)
     image[0x1FE:0x202] = b"\x55\xaa\xeb" + bytes((jump,))
     struct.pack_into("<4sH", image, 0x202, b"HdrS", version)
     image[0x211] = loadflags
-    struct.pack_into("<I", image, 0x214, MIB)
+    struct.pack_into("<I", image, 0x214, code32_start)
     struct.pack_into("<IIBBHI", image, 0x22C, initrd_max, alignment, relocatable, 21, xloadflags, cmdline_size)
     struct.pack_into("<QQI", image, 0x250, 0xDEAD, pref_address, init_size)
     return bytes(image) + code + trailer
+
+
+def zimage(code: bytes = CODE.ljust(0x1000, b"\x90"), setup_sects: int = 4) -> bytes:
+    """Return a Linux kernel from before version 2.00 of the boot protocol."""
+    image = bytearray((setup_sects + 1) * 512)
+    image[0x1F1] = setup_sects
+    struct.pack_into("<H", image, 0x1F4, -(-len(code) // 16))
+    image[0x1FE:0x200] = b"\x55\xaa"
+    return bytes(image) + code
+
+
+def tag2(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
+    """Return one tag of a Multiboot 2 header, padded."""
+    tag = struct.pack("<2HI", kind, flags, 8 + len(body)) + body
+    return tag + bytes(-len(tag) % 8)
+
+
+def multiboot2_header(*tags: bytes, architecture: int = 0, end: bytes = tag2(0)) -> bytes:
+    """Return a Multiboot 2 header."""
+    body = b"".join(tags) + end
+    length = 16 + len(body)
+    return (
+        struct.pack("<4I", 0xE85250D6, architecture, length, -(0xE85250D6 + architecture + length) % (1 << 32)) + body
+    )
+
+
+def multiboot2_elf(*tags: bytes, bits: int = 32, address: int = MIB, size: int = 0x2000) -> bytes:
+    """Return an ELF executable that begins with a Multiboot 2 header at offset 0x100, its entry behind the header."""
+    header = multiboot2_header(*tags)
+    before = 0x100 - HEADER_SIZE[bits] - PROGRAM_HEADER_SIZE[bits]
+    data = bytes(before) + header + CODE
+    return elf([Segment(address, data, size=size)], bits=bits, entry=address + before + len(header))
+
+
+def multiboot2_flat(before: int = 32, *tags: bytes, load: int = MIB) -> bytes:
+    """Return an image without format whose Multiboot 2 header, behind `before` bytes, has addresses; 4 KiB of bss."""
+    length = before + 16 + 24 + 16 + sum(map(len, tags)) + 8 + len(CODE)
+    addresses = struct.pack("<4I", load + before, load, load + length, load + length + 4096)
+    entry = struct.pack("<I", load + length - len(CODE))
+    return b"\x90" * before + multiboot2_header(tag2(2, addresses), tag2(3, entry), *tags) + CODE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError, ImageError
 from ..x86.start import StartState, gdt
-from .plan import Free, Plan
+from .plan import MORE, Free, Plan, reachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -23,10 +23,12 @@ def plan(image: bytes, target: Target) -> Plan:
     """Plan a flat image: every vCPU at the entry, with its own stack, DI its index, SI the number of vCPUs."""
     load = DEFAULT_LOAD if target.load is None else target.load
     entry = load if target.entry is None else target.entry
+    used = [(load, load + len(image))]
+    if target.mode in (None, "real"):
+        _check_real(image, load)
     check_fits(image, load, target)
     if not target.holds(entry, 1):
         raise ImageError(f"the entry {entry:#x} is not in RAM, which ends at {target.ranges[-1][1]:#x}")
-    used = [(load, load + len(image))]
     maker = MODES.get(target.mode or "real")
     if maker is None:
         raise ConfigError(f"the mode must be real, protected or long, not {target.mode!r}")
@@ -36,6 +38,17 @@ def plan(image: bytes, target: Target) -> Plan:
     return Plan("flat", [(load, image), *segments], starts, "none")
 
 
+def _check_real(image: bytes, load: int) -> None:
+    """Raise ImageError for an image that leaves no room for a stack in real mode, however much memory there is."""
+    try:
+        Free(REAL_TOP, [(load, load + len(image))]).take(REAL_STACKS[-1], STACK_ALIGN, "a stack")
+    except ImageError:
+        raise ImageError(
+            f"the image ({len(image)} bytes at {load:#x}) does not fit beside a stack below {REAL_TOP:#x}, as real mode"
+            " has it; protected and long mode have more room"
+        ) from None
+
+
 def check_fits(image: bytes, load: int, target: Target) -> None:
     """Raise ImageError unless the image can lie at `load`."""
     if not target.holds(load, 1):
@@ -43,7 +56,7 @@ def check_fits(image: bytes, load: int, target: Target) -> None:
     if not target.holds(load, len(image)):
         raise ImageError(
             f"the image ({len(image)} bytes) does not fit into RAM at {load:#x}, which ends at"
-            f" {target.ranges[-1][1]:#x}; give the guest more memory"
+            f" {target.ranges[-1][1]:#x}{MORE if reachable(load, load + len(image)) else '; load it elsewhere'}"
         )
 
 
@@ -69,7 +82,7 @@ def _real(entry: int, used: list[tuple[int, int]], target: Target) -> Planned:
 def _real_stacks(used: list[tuple[int, int]], target: Target) -> tuple[int, int]:
     for size in REAL_STACKS:
         try:
-            free = Free(min(REAL_TOP, target.ranges[0][1]), used)
+            free = Free.below(REAL_TOP, used, target)
             return size, free.take(size * target.vcpus, STACK_ALIGN, f"{target.vcpus} real-mode stacks")
         except ImageError:
             if size == REAL_STACKS[-1]:

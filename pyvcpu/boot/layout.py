@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 from ..errors import ImageError
-from .plan import Free
+from ..memory import HOLE
+from .plan import MORE, Free, reachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -19,6 +22,11 @@ LATE_TOP = 1 << 30  # Linux reaches no more than this before it has page tables 
 
 # mov $0xfe, %al; out %al, $0x64; 1: hlt; jmp 1b: the keyboard controller pulses the reset line.
 RESET_VECTOR, RESET_CODE = 0xFFFF0, b"\xb0\xfe\xe6\x64\xf4\xeb\xfd"
+
+# The BIOS data area, as far as guests read it that boot without a BIOS: four serial and three parallel ports, the
+# segment of the EBDA, the equipment (one serial port), the KiB of conventional memory. Xen hangs without the last.
+BIOS_DATA = 0x400
+BIOS_DATA_AREA = struct.pack("<4H3HHHxH", 0x3F8, 0, 0, 0, 0, 0, 0, EBDA >> 4, 1 << 9, EBDA >> 10)
 
 # Kinds of memory, by the same numbers in every protocol (ACPI 6.4 table 15.4).
 RAM, RESERVED = 1, 2
@@ -41,9 +49,9 @@ def check_spans(spans: Sequence[Span], target: Target) -> None:
     for start, end in sorted(spans):
         if not target.holds(start, end - start):
             where = " and ".join(f"{first:#x}-{last - 1:#x}" for first, last in target.ranges)
+            hint = f"{MORE}, or link" if reachable(start, end) else ", nor can be; link"
             raise ImageError(
-                f"the image loads at {start:#x}-{end - 1:#x}, which is not all RAM ({where});"
-                " give the guest more memory, or link the image elsewhere"
+                f"the image loads at {start:#x}-{end - 1:#x}, which is not all RAM ({where}){hint} the image elsewhere"
             )
         if start < before:
             raise ImageError(f"two segments of the image overlap in memory, at {start:#x}")
@@ -51,14 +59,15 @@ def check_spans(spans: Sequence[Span], target: Target) -> None:
 
 
 def place_firmware(target: Target, used: Sequence[Span]) -> tuple[list[Segment], int]:
-    """Return what a guest may expect of a BIOS, and the RSDP's address: the ACPI tables, and code at the reset vector.
+    """Return what guests may expect of a BIOS (ACPI tables, data area, code at the reset vector) and the RSDP's place.
 
     Linux on hardware-reduced ACPI, and many a small kernel, jumps to F000:FFF0 to restart the machine. Guests that do
     not ask for any of this must not lack room because of it: where the image lies, or no RAM is, it is left out (and
     the address is 0).
     """
     tables = _if_free(*target.acpi(), target, used) if target.acpi else []
-    return [*_if_free(RESET_VECTOR, RESET_CODE, target, used), *tables], tables[0][0] if tables else 0
+    data = _if_free(BIOS_DATA, BIOS_DATA_AREA, target, used) if target.holds(0, EBDA) else []
+    return [*_if_free(RESET_VECTOR, RESET_CODE, target, used), *data, *tables], tables[0][0] if tables else 0
 
 
 def _if_free(address: int, data: bytes, target: Target, used: Sequence[Span]) -> list[Segment]:
@@ -73,17 +82,16 @@ def place_info(build: Callable[[int], bytes], used: Sequence[Span], target: Targ
     In conventional memory where there is room, below 1 GiB otherwise.
     """
     size, what = len(build(0)), "the boot information"
-    low = target.ranges[0][1]
     try:
-        address = Free(min(low, EBDA), used).take(size, PAGE, what)
+        address = Free.below(EBDA, used, target).take(size, PAGE, what)
     except ImageError:
-        address = Free(min(low, LATE_TOP), [*used, BIOS_AREA]).take(size, PAGE, what)
+        address = Free.below(LATE_TOP, [*used, BIOS_AREA], target).take(size, PAGE, what)
     return address, build(address)
 
 
-def place_files(target: Target, used: list[Span], top: int) -> list[Segment]:
+def place_files(target: Target, used: list[Span], top: int = HOLE) -> list[Segment]:
     """Give each file of the target's initrd whole pages, from `top` down and above 1 MiB; adds them to `used`."""
-    free = Free(min(top, target.ranges[0][1]), [*used, (0, MIB)])
+    free = Free.below(top, [*used, (0, MIB)], target)
     placed: list[Segment] = []
     for name, data in target.initrd:
         address = free.take(max(len(data), 1), PAGE, f"the initrd {name!r}")

@@ -6,23 +6,14 @@ import struct
 
 from ..errors import ImageError
 from ..x86.start import StartState, gdt
-from .layout import (
-    EBDA,
-    MIB,
-    RAM,
-    c_string,
-    check_spans,
-    memory_map,
-    place_files,
-    place_firmware,
-    place_info,
-    started,
-)
-from .plan import Plan
+from .layout import c_string, check_spans, memory_map, place_files, place_firmware, place_info, started
+from .multiboot_load import by_addresses, check_entry, from_elf, lower_and_upper
+from .plan import CutShort, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from .plan import Segment, Span, Target
+    from .multiboot_load import Loaded
+    from .plan import Segment, Target
 
 MAGIC, BOOT_MAGIC = 0x1BADB002, 0x2BADB002
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -64,6 +55,21 @@ def plan(image: bytes, target: Target) -> Plan:
 
     The modules are the target's initrd.
     """
+    segments, used, entry = load(image)
+    if entry >= 1 << 32:
+        raise ImageError(f"a Multiboot image's entry must be below 4 GiB, not {entry:#x}")
+    check_spans(used, target)
+    firmware, _ = place_firmware(target, used)
+    used += [(address, address + len(data)) for address, data in firmware]
+    files = place_files(target, used)
+    address, info = place_info(lambda base: _information(base, target, files), used, target)
+    registers = {"rax": BOOT_MAGIC, "rbx": address + GDT_SIZE}
+    start = StartState("protected", entry, gdt=address, registers=registers)
+    return Plan("multiboot", [*segments, *firmware, *files, (address, info)], started(start, target), "kernel")
+
+
+def load(image: bytes) -> Loaded:
+    """Load as the header says, with addresses of its own or by those of ELF."""
     found = _find(image)
     if found is None:
         raise ImageError(
@@ -74,54 +80,16 @@ def plan(image: bytes, target: Target) -> Plan:
     unknown = flags & 0xFFFF & ~KNOWN_REQUIREMENTS
     if unknown:
         raise ImageError(f"the Multiboot header requires features that version 1 does not have: flags {unknown:#x}")
-    segments, used, entry = _with_addresses(image, at) if flags & KLUDGE else _from_elf(image)
-    if entry >= 1 << 32:
-        raise ImageError(f"a Multiboot image's entry must be below 4 GiB, not {entry:#x}")
-    check_spans(used, target)
-    firmware, _ = place_firmware(target, used)
-    used += [(address, address + len(data)) for address, data in firmware]
-    files = place_files(target, used, target.ranges[0][1])
-    address, info = place_info(lambda base: _information(base, target, files), used, target)
-    registers = {"rax": BOOT_MAGIC, "rbx": address + GDT_SIZE}
-    start = StartState("protected", entry, gdt=address, registers=registers)
-    return Plan("multiboot", [*segments, *firmware, *files, (address, info)], started(start, target), "kernel")
+    return _with_addresses(image, at) if flags & KLUDGE else from_elf(image)
 
 
-def _from_elf(image: bytes) -> tuple[list[Segment], list[Span], int]:
-    from .elf import MAGIC as ELF_MAGIC
-    from .elf import Elf
-
-    if not image.startswith(ELF_MAGIC):
-        raise ImageError("a Multiboot image must be an ELF image, or its header must have addresses (flag bit 16)")
-    elf = Elf(image)
-    return elf.segments, elf.spans, elf.entry
-
-
-def _with_addresses(image: bytes, at: int) -> tuple[list[Segment], list[Span], int]:
-    """Load as the addresses in the header say (section 3.1.3)."""
+def _with_addresses(image: bytes, at: int) -> Loaded:
     if at + HEADER.size + ADDRESSES.size > len(image):
-        raise ImageError("the Multiboot image is cut short: its header has flag bit 16, but not the addresses")
+        raise CutShort("the Multiboot image is cut short: its header has flag bit 16, but not the addresses")
     header, load, load_end, bss_end, entry = ADDRESSES.unpack_from(image, at + HEADER.size)
-    offset = at - (header - load)
-    if not load <= header or offset < 0:
-        raise ImageError(
-            f"the Multiboot header, at offset {at:#x} of the image, cannot be at {header:#x} when loading starts"
-            f" at {load:#x}"
-        )
-    length = load_end - load if load_end else len(image) - offset
-    end = max(bss_end, load + length)
-    if length <= 0:
-        raise ImageError(f"the Multiboot header's load end {load_end:#x} must be above its start {load:#x}")
-    if offset + length > len(image):
-        raise ImageError(
-            f"the Multiboot image is cut short: its header wants {length} bytes from offset {offset:#x},"
-            f" and the image has {len(image)}"
-        )
-    if bss_end and bss_end < load + length:
-        raise ImageError(f"the Multiboot header's bss end {bss_end:#x} must not be below its load end")
-    if not load <= entry < end:
-        raise ImageError(f"the Multiboot header's entry {entry:#x} must be in what it loads, {load:#x}-{end - 1:#x}")
-    return [(load, memoryview(image)[offset : offset + length])], [(load, end)], entry
+    segment, span = by_addresses(image, at, header, load, load_end, bss_end)
+    check_entry(entry, [span])
+    return [segment], [span], entry
 
 
 def _information(base: int, target: Target, files: list[Segment]) -> bytes:
@@ -132,7 +100,7 @@ def _information(base: int, target: Target, files: list[Segment]) -> bytes:
     loader_at = modules_at + len(files) * MODULE.size
     strings, modules = c_string(LOADER), b""
     command_line_at = loader_at + len(strings)
-    strings += c_string(f"{target.name} {target.append}".strip())
+    strings += c_string(target.named_command_line)
     for (name, _), (address, data) in zip(target.initrd, files, strict=True):
         modules += MODULE.pack(address, address + len(data), loader_at + len(strings), 0)
         strings += c_string(name)
@@ -140,22 +108,13 @@ def _information(base: int, target: Target, files: list[Segment]) -> bytes:
         MEMORY_MAP_ENTRY.pack(MEMORY_MAP_ENTRY.size - 4, start, end - start, kind) for start, end, kind in ram
     )
     flags = INFO_MEMORY | INFO_COMMAND_LINE | INFO_MODULES | INFO_MEMORY_MAP | INFO_LOADER
-    lower, upper = _lower_and_upper(ram)
+    lower, upper = lower_and_upper(ram)
     info = struct.pack(
         "<8I12x7I",
         *(flags, lower, upper, 0, command_line_at, len(files), modules_at, 0),
         *(len(entries), map_at, 0, 0, 0, loader_at, 0),
     )
     return gdt().ljust(GDT_SIZE, b"\0") + info.ljust(INFO_SIZE, b"\0") + entries + modules + strings
-
-
-def _lower_and_upper(ram: list[tuple[int, int, int]]) -> tuple[int, int]:
-    """Return the KiB of RAM from 0 up to the EBDA, and from 1 MiB up to the first hole."""
-    lower, upper = min(ram[0][1], EBDA), 0
-    for start, end, kind in ram:
-        if kind == RAM and start == MIB:
-            upper = end - start
-    return lower >> 10, upper >> 10
 
 
 def split_modules(text: str) -> list[tuple[str, str]]:

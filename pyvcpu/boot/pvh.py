@@ -9,7 +9,7 @@ import struct
 
 from ..errors import ImageError
 from ..x86.start import StartState, gdt
-from .elf import Elf
+from .elf_image import Elf
 from .layout import c_string, check_spans, memory_map, place_files, place_firmware, place_info, started
 from .plan import Plan
 
@@ -28,22 +28,12 @@ LOW = 1 << 32
 
 def find_entry(elf: Elf) -> int | None:
     """Return the physical address in XEN_ELFNOTE_PHYS32_ENTRY, None without that note."""
-    for data, align in elf.notes:
-        at = 0
-        while at + 12 <= len(data):
-            name_size, size, kind = struct.unpack_from("<3I", data, at)
-            start = at + 12 + _up(name_size, align)
-            if kind == PHYS32_ENTRY and data[at + 12 : at + 12 + name_size] == NOTE_OWNER:
-                value = bytes(data[start : start + size])
-                if size not in (4, 8) or len(value) != size:
-                    raise ImageError(f"the PVH note must hold an address of 4 or 8 bytes, not {size}")
-                return int.from_bytes(value, "little")
-            at = start + _up(size, align)
-    return None
-
-
-def _up(size: int, align: int) -> int:
-    return (size + align - 1) // align * align
+    value = elf.note(NOTE_OWNER, PHYS32_ENTRY)
+    if value is None:
+        return None
+    if len(value) not in (4, 8):
+        raise ImageError(f"the PVH note must hold an address of 4 or 8 bytes, not {len(value)}")
+    return int.from_bytes(value, "little")
 
 
 def plan(image: bytes, target: Target) -> Plan:
@@ -63,7 +53,7 @@ def boot(elf: Elf, entry: int, target: Target) -> Plan:
     used = elf.spans
     firmware, rsdp = place_firmware(target, used)
     used += [(address, address + len(data)) for address, data in firmware]
-    files = place_files(target, used, target.ranges[0][1])
+    files = place_files(target, used)
     address, info = place_info(lambda base: _start_info(base, target, files, rsdp), used, target)
     start = StartState("protected", entry, gdt=address, registers={"rbx": address + GDT_SIZE})
     return Plan("pvh", [*elf.segments, *firmware, *files, (address, info)], started(start, target), "kernel")

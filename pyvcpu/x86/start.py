@@ -30,12 +30,13 @@ class StartState:
 
     `mode`: real, protected (32-bit, flat 4 GiB segments, paging off) or long (64-bit, CPL0).
     `entry`: linear address of the first instruction. `stack`: linear address just above the stack, 0 for none.
-    `stack_base`: in real mode, what SS points to. `gdt`: where the descriptor table of gdt() or linux_gdt() is, 0 for
+    `stack_base`: in real mode, what SS points to. `code_base`: in real mode, what CS points to, None for the 64 KiB
+    that hold the entry, to which the others point. `gdt`: where the descriptor table of gdt() or linux_gdt() is, 0 for
     none. `page_table`: what CR3 gets in long mode. `selectors`: what CS and the others get, None for those of gdt().
     `registers`: general registers by their names in kvm_regs.
     """
 
-    __slots__ = ("entry", "gdt", "mode", "page_table", "registers", "selectors", "stack", "stack_base")
+    __slots__ = ("code_base", "entry", "gdt", "mode", "page_table", "registers", "selectors", "stack", "stack_base")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class StartState:
         *,
         stack: int = 0,
         stack_base: int = 0,
+        code_base: int | None = None,
         gdt: int = 0,
         page_table: int = 0,
         selectors: tuple[int, int] | None = None,
@@ -53,6 +55,7 @@ class StartState:
         self.entry = entry
         self.stack = stack
         self.stack_base = stack_base
+        self.code_base = code_base
         self.gdt = gdt
         self.page_table = page_table
         self.selectors = selectors
@@ -71,9 +74,9 @@ def gdt() -> bytes:
     return _table(0, _CODE32, _DATA, _CODE64)
 
 
-def linux_gdt() -> bytes:
-    """Return a descriptor table for Linux's 64-bit entry: 64-bit code at LINUX_CODE, data at LINUX_DATA."""
-    return _table(0, 0, _CODE64, _DATA)
+def linux_gdt(mode: str = "long") -> bytes:
+    """Return a descriptor table for Linux's 64-bit entry or its 32-bit one: code at LINUX_CODE, data at LINUX_DATA."""
+    return _table(0, 0, _CODE64 if mode == "long" else _CODE32, _DATA)
 
 
 def _table(*descriptors: int) -> bytes:
@@ -91,10 +94,11 @@ def set_start(start: StartState, regs: kvm_regs, sregs: kvm_sregs) -> None:
 def _real(start: StartState, regs: kvm_regs, sregs: kvm_sregs) -> None:
     # The offset is the low half of the linear address, so that code linked at its address below 64 KiB finds itself.
     base = start.entry & ~0xFFFF
-    for segment in (sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs):
+    for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs):
         _real_segment(segment, base)
+    _real_segment(sregs.cs, base if start.code_base is None else start.code_base)
     _real_segment(sregs.ss, start.stack_base)
-    regs.rip = start.entry - base
+    regs.rip = start.entry - sregs.cs.base
     regs.rsp = start.stack - start.stack_base
 
 

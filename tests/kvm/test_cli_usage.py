@@ -85,7 +85,7 @@ def test_commands_that_there_are_not(arguments: list[str], words: str) -> None:
 
 
 def test_an_image_that_is_larger_than_the_memory(image: Callable[[bytes], Path]) -> None:
-    done = boot(image(bytes(2 << 20)), "--memory", "1M")
+    done = boot(image(bytes(2 << 20)), "--memory", "1M", "--mode", "protected")
     assert done.returncode == 2
     assert "give the guest more memory" in check_one_line(done.stderr)
 

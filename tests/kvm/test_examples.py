@@ -84,6 +84,7 @@ one interrupt for each letter
 a multiboot image, which wants irqchip='kernel'
   0x100000    51 bytes
    0xffff0     7 bytes
+     0x400    21 bytes
   0xfff000    20 bytes
    0x9f000   \d+ bytes
   vCPU 0: protected mode at 0x100020

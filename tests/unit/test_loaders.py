@@ -8,16 +8,40 @@ import pytest
 
 from pyvcpu import ConfigError, ImageError
 from pyvcpu.boot import FORMATS, Target, detect, plan
-from pyvcpu.boot.layout import RESET_CODE, RESET_VECTOR, c_string, memory_map, place_firmware, place_info
+from pyvcpu.boot.layout import (
+    BIOS_DATA,
+    BIOS_DATA_AREA,
+    RESET_CODE,
+    RESET_VECTOR,
+    c_string,
+    memory_map,
+    place_firmware,
+    place_info,
+)
 from pyvcpu.boot.multiboot import split_modules
 from pyvcpu.kvm.abi.basic import kvm_regs, kvm_sregs
 from pyvcpu.x86.start import StartState, linux_gdt, set_start
-from tests.images import FOUR_GIB, GIB, MIB, Segment, bzimage, elf, multiboot_elf, multiboot_flat, pvh, ram
+from tests.images import (
+    FOUR_GIB,
+    GIB,
+    MIB,
+    Segment,
+    bzimage,
+    elf,
+    multiboot2_elf,
+    multiboot_elf,
+    multiboot_flat,
+    pvh,
+    ram,
+    zimage,
+)
 
 BOOT_SECTOR = b"\xf4".ljust(510, b"\0") + b"\x55\xaa"
 IMAGES = {
     "linux": bzimage(),
+    "linux16": zimage(),
     "multiboot": multiboot_flat(),
+    "multiboot2": multiboot2_elf(),
     "elf": elf([Segment(MIB, b"\xf4")]),
     "bootsector": BOOT_SECTOR,
     "flat": b"\xf4",
@@ -57,8 +81,26 @@ def test_forced_formats_raise_image_errors_only(name: str, image: bytes) -> None
 
 def test_formats() -> None:
     assert set(FORMATS) == {*IMAGES, "pvh"}
-    with pytest.raises(ConfigError, match=r"bootsector, elf, flat, linux, multiboot, pvh, not 'pe'"):
+    with pytest.raises(
+        ConfigError, match=r"bootsector, elf, flat, linux, linux16, multiboot, multiboot2, pvh, not 'pe'"
+    ):
         plan(b"\xf4", Target(ram(MIB), 1), "pe")
+
+
+@pytest.mark.parametrize("image", [elf([Segment(MIB, bytes(4 * MIB))]), bzimage(code=bytes(4 * MIB))])
+def test_images_larger_than_the_guest(image: bytes) -> None:
+    """Of a file larger than RAM, no more is read than shows it: that it is cut short would be no help."""
+    read = image[: 2 * MIB + 1]
+    with pytest.raises(ImageError, match=r"^the image is larger than the guest's RAM; give the guest more memory$"):
+        plan(read, Target(ram(2 * MIB), 1))
+    with pytest.raises(ImageError, match="cut short"):
+        plan(read, Target(ram(64 * MIB), 1))
+
+
+@pytest.mark.parametrize("name", ["flat", "bootsector", "elf"])
+def test_device_trees_go_to_linux_only(name: str) -> None:
+    with pytest.raises(ImageError, match=f"a device tree can be given to Linux images only; .* taken for {name}"):
+        plan(IMAGES[name], Target(ram(MIB * 2), 1, dtb=b"x"))
 
 
 @pytest.mark.parametrize("name", ["flat", "bootsector", "elf"])
@@ -68,7 +110,7 @@ def test_images_that_are_handed_nothing(name: str, options: dict[str, str]) -> N
         plan(IMAGES[name], Target(ram(MIB * 2), 1, **options))  # type: ignore[arg-type]  # a table of many kinds
 
 
-@pytest.mark.parametrize("name", ["linux", "multiboot", "elf"])
+@pytest.mark.parametrize("name", ["linux", "multiboot", "multiboot2", "elf"])
 def test_the_image_is_not_copied(name: str) -> None:
     """A kernel has many megabytes: its bytes go from the file's into the guest's memory without a stop."""
     made = plan(IMAGES[name], Target(ram(32 * MIB), 1))
@@ -102,15 +144,24 @@ def test_memory_map_has_no_overlaps() -> None:
 
 
 def test_firmware_gives_way() -> None:
-    """ACPI tables and the reset vector are there unless the image lies there, or no RAM is."""
+    """ACPI tables, data area and reset vector are there unless the image lies there, or no RAM is."""
     tables = Target(ram(2 * MIB), 1, acpi=lambda: (0xE0000, bytes(0x1000)))
-    acpi, reset = (0xE0000, bytes(0x1000)), (RESET_VECTOR, RESET_CODE)
-    assert place_firmware(tables, [(0, 0xE0000), (0xE1000, 0xFFFF0), (MIB, 2 * MIB)]) == ([reset, acpi], 0xE0000)
-    assert place_firmware(tables, [(0xE0FFF, 0xE1000)]) == ([reset], 0)
-    assert place_firmware(tables, [(0xFFFF6, 0xFFFF7)]) == ([acpi], 0xE0000)
+    acpi, reset, data = (0xE0000, bytes(0x1000)), (RESET_VECTOR, RESET_CODE), (BIOS_DATA, BIOS_DATA_AREA)
+    around = [(0x1000, 0xE0000), (0xE1000, 0xFFFF0), (MIB, 2 * MIB)]
+    assert place_firmware(tables, around) == ([reset, data, acpi], 0xE0000)
+    assert place_firmware(tables, [(0xE0FFF, 0xE1000)]) == ([reset, data], 0)
+    assert place_firmware(tables, [(0xFFFF6, 0xFFFF7)]) == ([data, acpi], 0xE0000)
+    assert place_firmware(tables, [(0x414, 0x415)]) == ([reset, acpi], 0xE0000)
     assert place_firmware(tables, [(0, MIB)]) == ([], 0)
-    assert place_firmware(Target(ram(2 * MIB), 1), []) == ([reset], 0)
-    assert place_firmware(Target(ram(0xE0800), 1, acpi=tables.acpi), []) == ([], 0)
+    assert place_firmware(Target(ram(2 * MIB), 1), []) == ([reset, data], 0)
+    assert place_firmware(Target(ram(0xE0800), 1, acpi=tables.acpi), []) == ([data], 0)
+    assert place_firmware(Target(ram(0x9F000), 1, acpi=tables.acpi), []) == ([], 0)
+
+
+def test_bios_data_area() -> None:
+    """COM1 at 0x3F8, the EBDA at 9FC0:0, one serial port, 639 KiB."""
+    assert b"\xf8\x03" + bytes(12) + b"\xc0\x9f" + b"\0\x02" + b"\0" + b"\x7f\x02" == BIOS_DATA_AREA
+    assert BIOS_DATA + BIOS_DATA_AREA.index(b"\x7f\x02") == 0x413
 
 
 @pytest.mark.parametrize("image", [IMAGES["linux"], IMAGES["multiboot"], IMAGES["elf"], pvh()])

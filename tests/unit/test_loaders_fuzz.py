@@ -5,7 +5,10 @@ PYVCPU_FUZZ is the number of images for each loader: 500 when not given, 20000 i
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import itertools
+import lzma
 import os
 import struct
 import time
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 
 from pyvcpu import ImageError
 from pyvcpu.boot import FORMATS, Plan, Target, detect, plan
+from pyvcpu.boot.sizes import wanted_memory
 from tests.images import (
     CODE,
     GIB,
@@ -26,14 +30,19 @@ from tests.images import (
     Segment,
     bzimage,
     elf,
+    multiboot2_elf,
+    multiboot2_flat,
     multiboot_elf,
     multiboot_flat,
     multiboot_header,
     note,
     pvh,
     ram,
+    tag2,
+    zimage,
 )
 
+SHARED = 4  # so many times the file's bytes may be loaded: ELF segments share them
 EXAMPLES = int(os.environ.get("PYVCPU_FUZZ", "500"))
 SECONDS = 2.0  # of this process's own time, for images of a few KiB
 BESIDE = 64 << 10  # what a loader may add to the file's bytes: tables, stacks' descriptors, boot information
@@ -47,11 +56,27 @@ ELF_SEGMENTS = [
 WITH_ADDRESSES = elf(
     [Segment(MIB, multiboot_header(3, (MIB + 84, MIB, 0, 0, MIB + 120)) + CODE.ljust(200, b"\x90"))], bits=32
 )
+RELOCATABLE = tag2(10, struct.pack("<4I", MIB, 0x7FFF_FFFF, 0x1000, 2))
 SEEDS = {
     "elf": [elf(ELF_SEGMENTS), elf(ELF_SEGMENTS, bits=32), pvh()],
     "pvh": [pvh(), pvh(bits=32)],
     "multiboot": [multiboot_elf(), multiboot_elf(bits=64), multiboot_flat(), multiboot_flat(0), WITH_ADDRESSES],
-    "linux": [bzimage(), bzimage(setup_sects=0), bzimage(relocatable=0, initrd_max=0x37F_FFFF)],
+    "multiboot2": [
+        multiboot2_elf(tag2(1, struct.pack("<3I", 4, 6, 9)), tag2(4, b"\2\0\0\0"), tag2(6)),
+        multiboot2_elf(RELOCATABLE, bits=64),
+        multiboot2_flat(0, RELOCATABLE),
+        multiboot2_flat(),
+    ],
+    "linux": [
+        bzimage(),
+        bzimage(setup_sects=0),
+        bzimage(relocatable=0, initrd_max=0x37F_FFFF),
+        bzimage(xloadflags=2),
+        bzimage(version=0x209),
+        bzimage(version=0x203),
+        bzimage(version=0x202),
+    ],
+    "linux16": [zimage(), bzimage(version=0x201), bzimage(code32_start=0), bzimage(loadflags=0)],
     "bootsector": [b"\xf4".ljust(510, b"\0") + b"\x55\xaa" + b"more"],
     "flat": [b"\xf4" * 100],
 }
@@ -60,7 +85,9 @@ FIELDS = {
     "elf": range(0x150),
     "pvh": range(0x150),
     "multiboot": range(0x100),
+    "multiboot2": range(0x160),
     "linux": range(0x1F0, 0x290),
+    "linux16": range(0x1F0, 0x290),
     "bootsector": range(500, 516),
     "flat": range(100),
 }
@@ -101,14 +128,16 @@ def changes(fields: range) -> st.SearchStrategy[list[Change]]:
 
 def checksummed(image: bytearray) -> None:
     """Make the first number of a Multiboot header a whole header again, or most changes would be seen nowhere else."""
-    at = image.find(b"\x02\xb0\xad\x1b")
-    if 0 <= at <= len(image) - 12:
-        flags = int.from_bytes(image[at + 4 : at + 8], "little")
-        struct.pack_into("<I", image, at + 8, -(0x1BADB002 + flags) & 0xFFFF_FFFF)
+    for magic, words in ((b"\x02\xb0\xad\x1b", 3), (b"\xd6\x50\x52\xe8", 4)):
+        at = image.find(magic)
+        if 0 <= at <= len(image) - 4 * words:
+            *before, _ = struct.unpack_from(f"<{words}I", image, at)
+            struct.pack_into("<I", image, at + 4 * (words - 1), -sum(before) & 0xFFFF_FFFF)
 
 
+DTB = b"\xd0\x0d\xfe\xed\0\0\0\x30".ljust(0x30, b"\0")
 targets = st.builds(
-    lambda size, vcpus, start, extras, acpi: Target(
+    lambda size, vcpus, start, extras, acpi, dtb: Target(
         ram(size),
         vcpus,
         start=start,
@@ -116,6 +145,7 @@ targets = st.builds(
         initrd=[(f"file {i}", data) for i, data in enumerate(extras[0])],
         append=extras[1],
         acpi=(lambda: (0xE0000, b"RSD PTR ".ljust(2000))) if acpi else None,
+        dtb=dtb,
     ),
     st.sampled_from([4096, 0x8000, 0x9F000, MIB, *[4 * MIB, 64 * MIB, 3 * GIB, 5 * GIB] * 3]),
     st.sampled_from([1, 1, 4]),
@@ -129,6 +159,7 @@ targets = st.builds(
         ),
     ),
     st.booleans(),
+    st.sampled_from([b"", b"", b"", b"", DTB, DTB[:-1]]),
 )
 
 
@@ -139,8 +170,8 @@ def check_plan(made: Plan, image: bytes, target: Target) -> None:
         assert target.holds(start, end - start), f"{start:#x}-{end:#x} is not RAM"
     for (_, end), (start, _) in itertools.pairwise(spans):
         assert end <= start, f"two segments at {start:#x}"
-    given = len(image) + sum(len(name) + len(data) for name, data in target.initrd) + 2 * len(target.append)
-    assert sum(end - start for start, end in spans) <= given + BESIDE
+    given = SHARED * len(image) + sum(len(name) + len(data) for name, data in target.initrd) + 2 * len(target.append)
+    assert sum(end - start for start, end in spans) <= given + len(target.dtb) + BESIDE
     assert len(made.starts) == target.vcpus
     for state in made.starts:
         if state is None:
@@ -160,6 +191,8 @@ def check(image: bytes, target: Target, format: str | None) -> Plan | None:
     except ImageError as error:
         refused = str(error)
     assert time.process_time() - started < SECONDS
+    assert (wanted_memory(image, target.initrd, format) >> 26) << 26 >= 64 * MIB
+    assert time.process_time() - started < 2 * SECONDS
     if made is None:
         assert 10 < len(refused) < 1000
     else:
@@ -200,6 +233,52 @@ def test_noise(image: bytes, target: Target, name: str) -> None:
     check(image, target, None)
 
 
+@long_enough
+@pytest.mark.parametrize("name", ["linux", "multiboot2", "elf"])
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_mutated_in_a_compressed_file(name: str, pack: Callable[[bytes], bytes]) -> None:
+    """The same behind a decompressor, whose own bytes are changed too."""
+
+    @settings(max_examples=max(50, EXAMPLES // 10))
+    @given(
+        image=st.sampled_from(SEEDS[name]), changed=changes(FIELDS[name]), outside=changes(range(64)), target=targets
+    )
+    def mutate(image: bytes, changed: list[Change], outside: list[Change], target: Target) -> None:
+        mutated = bytearray(image)
+        for change in changed:
+            change.apply(mutated)
+        packed = bytearray(pack(bytes(mutated)))
+        check_packed(bytes(packed), target)
+        for change in outside[:1]:
+            change.apply(packed)
+        check_packed(bytes(packed), target)
+
+    mutate()
+
+
+def check_packed(image: bytes, target: Target) -> None:
+    """Plan it: a plan or an ImageError, in bounded time."""
+    started = time.process_time()
+    with contextlib.suppress(ImageError):
+        plan(image, target)
+    assert time.process_time() - started < SECONDS
+
+
+FOREIGN_HEADS = [b"MZ", b"#!/", b"\x07\x01\x64\0", b"\x55\xaa\x04\xe9", b"QFI\xfb"]
+FOREIGN_HEADS += [b"\x5d\0\0\x40\0", b"\x1f\x8b\x08", b""]
+
+
+@long_enough
+@settings(max_examples=EXAMPLES)
+@given(head=st.sampled_from(FOREIGN_HEADS), body=st.binary(max_size=600), changed=changes(range(0x100)), target=targets)
+def test_files_of_other_kinds(head: bytes, body: bytes, changed: list[Change], target: Target) -> None:
+    """What the recognition of other formats sees is as hostile."""
+    mutated = bytearray(head + body)
+    for change in changed:
+        change.apply(mutated)
+    check(bytes(mutated), target, None)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_truncation(name: str) -> None:
     """Cut a valid image at every length up to the end of its header, and at some behind it."""
@@ -225,12 +304,26 @@ def headers_over(size: int, kind: int) -> bytes:
     return bytes(image.ljust(size, b"\0"))
 
 
+def sections_over(size: int) -> bytes:
+    """Return a Multiboot 2 image of about `size` bytes with as many section headers, each of half of the file."""
+    count = min(0xFFFF, (size - 0x1000) // 40)
+    image = bytearray(multiboot2_elf())
+    struct.pack_into("<I", image, 32, 0x1000)
+    struct.pack_into("<3H", image, 46, 40, count, 0)
+    image = image.ljust(0x1000, b"\0") + struct.pack("<10I", 0, 3, 0, 0, 0, size // 2, 0, 0, 1, 0) * count
+    return bytes(image.ljust(size, b"\0"))
+
+
 HUGE = 4 * MIB
 COSTLY: dict[str, Callable[[], bytes]] = {
     "program headers": lambda: headers_over(HUGE, 1),
     "note headers": lambda: headers_over(HUGE, PT_NOTE),
     "one long note segment": lambda: elf([Segment(MIB, CODE), Segment(0, bytes(HUGE), kind=PT_NOTE)]),
     "multiboot magics": lambda: b"\x02\xb0\xad\x1b" * (HUGE // 4),
+    "multiboot 2 magics": lambda: b"\xd6\x50\x52\xe8" * (HUGE // 4),
+    "magics of both in an ELF image": lambda: elf([Segment(MIB, b"\x02\xb0\xad\x1b\xd6\x50\x52\xe8" * (HUGE // 8))]),
+    "section headers": lambda: sections_over(HUGE),
+    "a compressed file of zeros": lambda: gzip.compress(bytes(HUGE)),
     "zeros": lambda: bytes(HUGE),
 }
 
@@ -248,4 +341,4 @@ def test_images_made_to_be_costly(case: str) -> None:
             continue
         finally:
             assert time.process_time() - started < 5
-        assert sum(len(data) for _, data in made.segments) < 2 * len(image) + 4 * MIB
+        assert sum(len(data) for _, data in made.segments) < 3 * len(image) + 4 * MIB
