@@ -1,6 +1,6 @@
 """A machine for tests of the gdb stub: vCPUs that know ten instructions, memory, and a page of page tables.
 
-It runs in a thread for as long as something runs, and has all that a Target has. Instructions: nop, jmp rel8, hlt (the
+It runs in a thread for as long as something runs, and has all that a Target has. Instructions: nop, jmp rel8, ud2 (the
 machine ends), inc %rax, mov %al,(%rdi), mov (%rsi),%al, and what else is one byte long does nothing.
 """
 
@@ -19,7 +19,6 @@ from pyvcpu.gdb.target import (
     RAM,
     READ,
     ROM,
-    SIGNAL,
     SOFTWARE,
     STEPPED,
     WATCHPOINT,
@@ -39,7 +38,7 @@ CODE = 0x1000
 MASK = (1 << 64) - 1
 # nop; nop; inc %rax; jmp back to the first nop: what each vCPU starts with.
 LOOP = b"\x90\x90\x48\xff\xc0\xeb\xf9"
-GIVEN_UP = Stop(SIGNAL, signal=11, text="vCPU 0: triple fault at 0x1000")
+UD2 = b"\x0f\x0b"
 
 
 def long_registers() -> dict[str, int]:
@@ -93,7 +92,7 @@ class FakeTarget:
 
     def start(self) -> None:
         """Let all vCPUs run, with nobody attached."""
-        self._run({index: CONTINUE for index in range(len(self.cpus))})
+        self._run(dict.fromkeys(range(len(self.cpus)), CONTINUE))
 
     def close(self) -> None:
         """Stop the thread."""
@@ -127,9 +126,8 @@ class FakeTarget:
         self.calls.append(f"detach {run}")
         self._on_stop = None
         self.breakpoints.clear()
-        if not run:
-            self._halt()
-        elif self._thread is None and not self._ended:
+        self._halt()  # it may be about to: an interrupt must not outlive the debugger
+        if run and not self._ended:
             self.start()
 
     def vcpus(self) -> Sequence[VcpuInfo]:
@@ -273,7 +271,7 @@ class FakeTarget:
         code = bytes(self.memory[at : at + 3])
         length = 1
         touched: tuple[str, int] | None = None
-        if code[:1] == b"\xf4":
+        if code[:2] == UD2:
             self._ended = Stop(EXITED, index, status=3)
             return self._ended
         if code[:1] == b"\xeb":

@@ -42,8 +42,10 @@ def split(packet: bytes) -> tuple[bytes, bytes]:
     """Return the name of a packet, as it is in COMMANDS, and what follows."""
     if packet in COMMANDS:
         return packet, b""
-    if packet[:1] not in b"qQvj_":
+    if packet[:1] not in b"qQvj_" or not packet:
         return packet[:1], packet[1:]
+    if packet[:1] == b"_":
+        return packet[:2], packet[2:]
     for length in (i for i, byte in enumerate(packet) if byte in b":;,"):
         return packet[:length], packet[length + 1 :]
     for name in WITH_NUMBER:
@@ -153,7 +155,7 @@ def read_registers(session: Session, arguments: bytes) -> bytes:
     session.require_stopped()
     arguments, vcpu = thread_of(session, arguments)
     require(not arguments, "nothing follows g")
-    return session.layout().pack_all(session.registers(vcpu)).hex().encode()
+    return session.layout.pack_all(session.registers(vcpu)).hex().encode()
 
 
 def write_registers(session: Session, arguments: bytes) -> bytes:
@@ -162,7 +164,7 @@ def write_registers(session: Session, arguments: bytes) -> bytes:
     arguments, vcpu = thread_of(session, arguments)
     data = hex_bytes(arguments)
     try:
-        changed = session.layout().changed(session.registers(vcpu), data)
+        changed = session.layout.changed(session.registers(vcpu), data)
     except ValueError as error:
         raise RequestError(EIO, str(error)) from None
     return _change(session, vcpu, changed)
@@ -173,7 +175,7 @@ def read_register(session: Session, arguments: bytes) -> bytes:
     session.require_stopped()
     arguments, vcpu = thread_of(session, arguments)
     which = _register(session, arguments)
-    return session.layout().pack(session.registers(vcpu), which).hex().encode()
+    return session.layout.pack(session.registers(vcpu), which).hex().encode()
 
 
 def write_register(session: Session, arguments: bytes) -> bytes:
@@ -182,14 +184,14 @@ def write_register(session: Session, arguments: bytes) -> bytes:
     arguments, vcpu = thread_of(session, arguments)
     name, equals, value = arguments.partition(b"=")
     which, data = _register(session, name), hex_bytes(value)
-    register = session.layout().registers[which]
+    register = session.layout.registers[which]
     require(bool(equals) and len(data) == register.size, f"{register.name} has {register.size} bytes")
     return _change(session, vcpu, {register.key: int.from_bytes(data, "little")})
 
 
 def _register(session: Session, text: bytes) -> int:
     which = number(text)
-    require(which < len(session.layout().registers), "there is no register of that number")
+    require(which < len(session.layout.registers), "there is no register of that number")
     return which
 
 
@@ -424,17 +426,17 @@ def transfer(session: Session, arguments: bytes) -> bytes:
     if operation != b"read" or document is None:
         return b"E00" if (name, b"") in DOCUMENTS or name == b"features" else UNKNOWN
     offset, length = pair(where)
-    data = document(session)
+    data = document(session, offset)
     part = data[offset : offset + min(length, PACKET_SIZE // 2)]
     return (b"m" if offset + len(part) < len(data) else b"l") + part
 
 
-def description(session: Session) -> bytes:
-    """The registers (features/target.xml)."""
-    return session.layout().xml
+def description(session: Session, offset: int) -> bytes:
+    """The registers (features/target.xml). A client that begins to read gets what monitor.py was told to offer."""
+    return (session.layout if offset else session.new_layout()).xml
 
 
-def memory_map(session: Session) -> bytes:
+def memory_map(session: Session, offset: int) -> bytes:
     """Memory as gdb addresses it: linear, so that all of it may be RAM; `monitor memory` has the physical map."""
     half = 1 << 63
     return (
@@ -445,7 +447,7 @@ def memory_map(session: Session) -> bytes:
     ).encode()
 
 
-def threads(session: Session) -> bytes:
+def threads(session: Session, offset: int) -> bytes:
     """The vCPUs, with names."""
     from xml.sax.saxutils import escape, quoteattr
 
@@ -456,7 +458,7 @@ def threads(session: Session) -> bytes:
     return "\n".join([*lines, "</threads>", ""]).encode()
 
 
-DOCUMENTS: dict[tuple[bytes, bytes], Callable[[Session], bytes]] = {
+DOCUMENTS: dict[tuple[bytes, bytes], Callable[[Session, int], bytes]] = {
     (b"features", b"target.xml"): description,
     (b"memory-map", b""): memory_map,
     (b"threads", b""): threads,

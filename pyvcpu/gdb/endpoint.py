@@ -11,6 +11,7 @@ from ..errors import ConfigError
 DEFAULT_HOST, DEFAULT_PORT = "localhost", 1234  # -s; the port is QEMU's
 FORMS = "--gdb takes HOST:PORT or unix:PATH"
 UNIX = "unix:"
+BACKLOG = 64
 
 
 class Endpoint:
@@ -68,7 +69,7 @@ def _listen_tcp(endpoint: Endpoint, anyone: bool) -> socket.socket:
                 f" and come from elsewhere through ssh -L {endpoint.port}:localhost:{endpoint.port}"
             )
         listener.bind(address)
-        listener.listen(8)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
@@ -85,7 +86,7 @@ def _listen_unix(path: str) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), 0o600)  # what bind() gives the file
         listener.bind(path)
-        listener.listen(8)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise

@@ -46,7 +46,7 @@ def error_strings(session: Session, arguments: bytes) -> bytes:
 
 def host_info(session: Session, arguments: bytes) -> bytes:
     """qHostInfo: the machine."""
-    layout = session.layout()
+    layout = session.layout
     size = 8 if layout.bits == 64 else 4
     triple = TRIPLES[layout.bits].encode().hex()
     return f"triple:{triple};endian:little;ptrsize:{size};hostname:{b'pyvcpu'.hex()};".encode()
@@ -54,7 +54,7 @@ def host_info(session: Session, arguments: bytes) -> bytes:
 
 def process_info(session: Session, arguments: bytes) -> bytes:
     """qProcessInfo: the machine as a process; lldb wants one."""
-    layout = session.layout()
+    layout = session.layout
     size = 8 if layout.bits == 64 else 4
     return f"pid:1;endian:little;triple:{TRIPLES[layout.bits].encode().hex()};ptrsize:{size};".encode()
 
@@ -71,7 +71,7 @@ def watchpoints(session: Session, arguments: bytes) -> bytes:
 
 def register_info(session: Session, arguments: bytes) -> bytes:
     """qRegisterInfo: one register of the description, for an lldb that reads no XML."""
-    registers = session.layout().registers
+    registers = session.layout.registers
     which = number(arguments)
     if which >= len(registers):
         raise RequestError(EIO, "there is no register of that number")
@@ -84,7 +84,7 @@ def register_info(session: Session, arguments: bytes) -> bytes:
         "format": "vector-uint8" if register.size > 8 else "hex",
         "set": _set_name(register.key),
     }
-    if register.key in DWARF and session.layout().bits == 64:
+    if register.key in DWARF and session.layout.bits == 64:
         fields["ehframe"] = fields["dwarf"] = DWARF[register.key]
     if register.key in GENERIC:
         fields["generic"] = GENERIC[register.key]

@@ -6,7 +6,7 @@ from ..x86.segments import code_bits, mode_name
 from ..x86.walk import Paging, walk
 from .arguments import hex_bytes
 from .registers import ARCHITECTURES, CONTROL, GENERAL64
-from .session import RequestError
+from .session import EOPNOTSUPP, RequestError
 from .target import TargetError
 
 TYPE_CHECKING = False
@@ -132,21 +132,18 @@ def show_breakpoints(session: Session, words: list[str]) -> str:
 def set_architecture(session: Session, words: list[str]) -> str:
     """architecture [16|32|64|auto|default]: which target description to offer (auto: by the code that runs)"""
     choices = {"16": 16, "32": 32, "64": 64, "default": 0}
-    present = session.raw_registers(session.vcpu)
-    if words == ["auto"]:
-        bits = code_bits(present)
-    elif len(words) == 1 and words[0] in choices:
-        bits = choices[words[0]]
-    elif words:
+    values = session.raw_registers(session.vcpu)
+    if not words:
+        return f"the description is for {ARCHITECTURES[session.layout.bits]}"
+    if len(words) > 1 or words[0] not in (*choices, "auto"):
         raise UsageError("architecture [16|32|64|auto|default]")
-    else:
-        return f"the description is for {ARCHITECTURES[session.layout().bits]}"
-    if bits == 64 and "r8" not in present:
-        return "error: this processor has no long mode"
-    before = session.layout().bits
+    bits = code_bits(values) if words[0] == "auto" else choices[words[0]]
+    own = 64 if "r8" in values else 32
+    if bits > own:
+        raise RequestError(EOPNOTSUPP, "this processor has no long mode")
     session.bits = bits
-    now = session.layout().bits
-    return f"the description is for {ARCHITECTURES[now]}" + (f"; {REREAD}" if now != before else "")
+    text = f"the description is for {ARCHITECTURES[bits or own]}"
+    return text + (f"; {REREAD}" if session.layout.bits != (bits or own) else "")
 
 
 def reset(session: Session, words: list[str]) -> str:

@@ -185,19 +185,16 @@ def _avx512(long: bool) -> Iterable[Register]:
 
 
 def _system(long: bool, word: int, number: str, present: Container[str]) -> Iterable[Register]:
-    bases = [name for name in segments.SEGMENTS if not (long and name in ("fs", "gs"))]
-    names = [f"{name}_base" for name in bases] + ["k_gs_base"] * long
-    for name in names:
-        if name in present:
-            yield Register(name, name, word, number, SYSTEM, "system")
     for name in (*segments.SEGMENTS, *segments.SYSTEM_SEGMENTS):
-        for suffix in ("_limit", "_access"):
-            if name + suffix in present:
-                yield Register(name + suffix, name + suffix, 4, "int32", SYSTEM, "system")
-    for name in segments.SYSTEM_SEGMENTS:
-        if name in present:
+        if name in segments.SYSTEM_SEGMENTS and name in present:
             yield Register(name, name, 4, "int32", SYSTEM, "system")
+        if f"{name}_base" in present and not (long and name in ("fs", "gs")):  # which SEGMENTS has
             yield Register(f"{name}_base", f"{name}_base", word, number, SYSTEM, "system")
+        for part in (f"{name}_limit", f"{name}_access"):
+            if part in present:
+                yield Register(part, part, 4, "int32", SYSTEM, "system")
+    if long and "k_gs_base" in present:
+        yield Register("k_gs_base", "k_gs_base", word, number, SYSTEM, "system")
     for name in TABLES:
         if f"{name}_base" in present:
             yield Register(f"{name}_base", f"{name}_base", word, number, SYSTEM, "system")

@@ -119,20 +119,25 @@ class Server:
             token, stop = self._stops.popleft()
             if self._session is not None and token is self._token:
                 self._session.stopped(stop)
+        events = 0
         if self._client is not None:
-            self._serve(ready.get(self._client.fileno(), 0))
-        if self._listener.fileno() in ready:  # last: who just left makes room for who just came
+            events = ready.get(self._client.fileno(), 0)
+            self._serve(events)
+        # Who comes is turned away only by a client that is quiet: one that left is seen to have left first.
+        if self._listener.fileno() in ready and (self._client is None or not events):
             self._accept()
 
     def _poll(self) -> list[tuple[int, int]]:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        poll.register(self._listener, select.POLLIN)
+        attaching = self._session is not None and self._session.state == ATTACHING
+        if not attaching:
+            poll.register(self._listener, select.POLLIN)
         timeout = None
         if self._client is not None and self._session is not None:
             events = 0 if self._session.is_full or self._session.closing else select.POLLIN
             poll.register(self._client, events | (select.POLLOUT if self._session.out else 0))
-            if self._session.state == ATTACHING:
+            if attaching:
                 timeout = max(0.0, self._deadline - time.monotonic()) * 1000
         return poll.poll(timeout)
 

@@ -63,8 +63,8 @@ class Session:
         self.resumed: int | None = None  # that c and s are for (Hc), None for all
         self.breakpoints: dict[tuple[str, int, int], str] = {}  # with the method that is used
         self.failures: list[str] = []  # why breakpoints were refused
-        self.layouts: dict[int, Layout] = {}
-        self.bits = 0  # which description the client has; 0 for the largest
+        self.bits = 0  # which target description to offer: 16, 32, 64, or 0 for the processor's own
+        self._layout: Layout | None = None  # the one that the client has
         self.stop = Stop(PAUSED)
         self._execute = execute
         self._on_stop = on_stop
@@ -276,13 +276,20 @@ class Session:
         """Ask the target anew for registers, after something may have changed them."""
         self._registers.clear()
 
+    @property
     def layout(self) -> Layout:
-        """Return the target description that the client has: for 64 bits where a processor has them, if not told."""
-        bits = self.bits
-        if bits not in self.layouts:
-            present = self.raw_registers(self.vcpu)
-            self.layouts[bits] = Layout(bits or (64 if "r8" in present else 32), present.keys())
-        return self.layouts[bits]
+        """The target description that the client has; one that never asked for it has the processor's own."""
+        return self._layout or self.new_layout()
+
+    def new_layout(self) -> Layout:
+        """Make the target description anew, for a client that is about to read it.
+
+        A processor's own is for 64 bits where it has long mode, whatever mode it is in: a session that goes through a
+        boot ends there, and most clients keep the description that they begin with.
+        """
+        present = self.raw_registers(self.vcpu)
+        self._layout = Layout(self.bits or (64 if "r8" in present else 32), present.keys())
+        return self._layout
 
     # Stop replies.
 
@@ -309,7 +316,7 @@ class Session:
 
     def _expedited(self, vcpu: int) -> list[str]:
         try:
-            layout, values = self.layout(), self.registers(vcpu)
+            layout, values = self.layout, self.registers(vcpu)
         except TargetError:
             return []
         numbers = [layout.by_key[key] for key in EXPEDITED]
