@@ -287,9 +287,9 @@ def insert(session: Session, arguments: bytes) -> bytes:
             method = session.target.insert(kind, address, length)
         except TargetError as error:
             session.failures = [*session.failures[-15:], f"{kind} at {address:#x}, {length} bytes: {error}"]
-            if session.error_strings or "error-message" in session.features or kind not in (SOFTWARE, HARDWARE):
-                raise RequestError(EOPNOTSUPP, str(error)) from None
-            return b"E." + str(error).encode()
+            if kind == HARDWARE and not session.has_error_words:
+                return b"E.refused." + str(error).encode()  # the one error whose words gdb has always shown
+            raise RequestError(EOPNOTSUPP, str(error)) from None
         session.breakpoints[key] = method
         if method not in ORDINARY:
             session.note(key, f"{kind} breakpoint at {address:#x}: {method}")

@@ -135,6 +135,11 @@ class Session:
         if answer is not None:
             self.reply(answer)
 
+    @property
+    def has_error_words(self) -> bool:
+        """Whether the client shows the words of errors."""
+        return self.error_strings or "error-message" in self.features
+
     def _error(self, error: RequestError) -> bytes:
         if self.error_strings:
             return f"E{error.number:02x};{error.words.encode().hex()}".encode()

@@ -266,11 +266,17 @@ def test_watchpoints(stub: Stub) -> None:
 
 
 def test_refusals_are_in_words(stub: Stub) -> None:
-    stub.target.refuses = {SOFTWARE: "int3 is not reported here", WRITE: "no debug register is free"}
-    assert stub.client.ask(b"Z0,1000,1") == b"E.int3 is not reported here"
-    assert stub.client.ask(b"Z2,1000,4") == b"E5f"  # gdb shows no words here
+    stub.target.refuses = {
+        SOFTWARE: "int3 is not reported here",
+        HARDWARE: "none is free",
+        WRITE: "no debug register is free",
+    }
+    assert stub.client.ask(b"Z0,1000,1") == b"E5f"  # gdb shows no words here
+    assert stub.client.ask(b"Z1,1000,1") == b"E.refused.none is free"
+    assert stub.client.ask(b"Z2,1000,4") == b"E5f"
     assert stub.client.monitor("breakpoints") == (
         "refused: software at 0x1000, 1 bytes: int3 is not reported here\n"
+        "refused: hardware at 0x1000, 1 bytes: none is free\n"
         "refused: write at 0x1000, 4 bytes: no debug register is free\n"
     )
     stub.client.ask(b"qSupported:error-message+")
