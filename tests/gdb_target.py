@@ -86,7 +86,6 @@ class FakeTarget:
         self._stop = threading.Event()
         self._on_stop: Callable[[Stop], None] | None = None
         self._ended: Stop | None = None
-        self._skip: dict[int, int] = {}  # a vCPU that stands at a breakpoint leaves it first
 
     # For tests.
 
@@ -244,11 +243,10 @@ class FakeTarget:
             self._thread.start()
 
     def _work(self, actions: dict[int, str]) -> None:
-        skip = {index: self.cpus[index]["rip"] for index in actions}
         stop = None
         while stop is None:
             for index, action in actions.items():
-                stop = self._step(index, skip.pop(index, -1))
+                stop = self._step(index)
                 if stop is None and action != CONTINUE:
                     stop = Stop(STEPPED, index)
                 if stop is not None:
@@ -259,14 +257,14 @@ class FakeTarget:
             self._thread = None
             self._tell(stop)
 
-    def _step(self, index: int, skip: int) -> Stop | None:
+    def _step(self, index: int) -> Stop | None:
         if self.crash is not None:
             stop, self.crash = self.crash, None
             return stop
         cpu = self.cpus[index]
         at = (cpu["cs_base"] + cpu["rip"]) & MASK
         for kind, address, _ in self.breakpoints:
-            if kind in (SOFTWARE, HARDWARE) and address == at and cpu["rip"] != skip:
+            if kind in (SOFTWARE, HARDWARE) and address == at:
                 return Stop(BREAKPOINT, index, kind=kind, address=address)
         code = bytes(self.memory[at : at + 3])
         length = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ..x86.walk import Paging, walk
 from .arguments import choose_thread, number, parse_thread
 from .registers import FPU, GENERAL32, GENERAL64, GENERIC
@@ -110,8 +112,6 @@ def thread_stop(session: Session, arguments: bytes) -> bytes:
 
 def threads_info(session: Session, arguments: bytes) -> bytes:
     """jThreadsInfo: all threads at once, in JSON."""
-    import json
-
     session.require_stopped()
     stop, threads = session.stop, []
     words = {"breakpoint": "breakpoint", "stepped": "trace", "watchpoint": "watchpoint", "paused": "signal"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from collections import deque
 
 from . import endpoint as endpoints
 from .commands import execute
-from .packets import PACKET_SIZE
+from .packets import PACKET_SIZE, Encoder
 from .session import ATTACHING, Session
 
 TYPE_CHECKING = False
@@ -46,6 +47,7 @@ class Server:
     ) -> None:
         self._target = target
         self._notice = notice
+        self._encoder = Encoder()
         where = endpoints.parse(endpoint) if isinstance(endpoint, str) else endpoint
         self._listener = endpoints.listen(where, anyone)
         self._listener.setblocking(False)
@@ -56,7 +58,7 @@ class Server:
         self._client: socket.socket | None = None
         self._session: Session | None = None
         self._fresh = True  # the client has not sent anything
-        self._deadline = 0.0  # of the client's attach
+        self._deadline = 0.0  # of the client's attach; 0 when there is none
         self._stops: deque[tuple[object, Stop]] = deque()  # with the token of the session that they are for
         self._token: object = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -94,9 +96,7 @@ class Server:
     # The server's thread.
 
     def _run(self) -> None:
-        from signal import SIG_BLOCK, pthread_sigmask, valid_signals
-
-        pthread_sigmask(SIG_BLOCK, valid_signals())  # they are the main thread's
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
         try:
             while not self._closing:
                 self._turn()
@@ -131,6 +131,8 @@ class Server:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         attaching = self._session is not None and self._session.state == ATTACHING
+        if attaching != bool(self._deadline):
+            self._deadline = time.monotonic() + STOP_SECONDS if attaching else 0.0
         if not attaching:
             poll.register(self._listener, select.POLLIN)
         timeout = None
@@ -157,7 +159,9 @@ class Server:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._client, self._token = client, object()
         token = self._token
-        self._session = Session(self._target, execute, lambda stop: self._stopped(token, stop), self._notice)
+        self._session = Session(
+            self._target, execute, lambda stop: self._stopped(token, stop), self._notice, self._encoder
+        )
         self._fresh = True
 
     def _serve(self, events: int) -> None:
@@ -172,7 +176,7 @@ class Server:
                     self._drop()
                     return
                 self._fresh = False
-                self._receive(session, data)
+                session.receive(data)
             elif events & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
                 self._drop()
                 return
@@ -187,17 +191,11 @@ class Server:
             return
         if session.closing and not session.out:
             self._drop()
-        elif session.state == ATTACHING and time.monotonic() >= self._deadline:
+        elif session.state == ATTACHING and 0 < self._deadline <= time.monotonic():
             self._notice(
                 f"gdb: the machine did not stand still within {STOP_SECONDS:.0f} s; the debugger is turned away"
             )
             self._drop()
-
-    def _receive(self, session: Session, data: bytes) -> None:
-        before = session.state
-        session.receive(data)
-        if session.state == ATTACHING != before:
-            self._deadline = time.monotonic() + STOP_SECONDS
 
     def _drop(self) -> None:
         """End the connection, and let go of the machine."""

@@ -49,6 +49,7 @@ class Session:
         execute: Callable[[Session, bytes], bytes | None],
         on_stop: Callable[[Stop], None],
         notice: Callable[[str], None],
+        encoder: packets.Encoder,
     ) -> None:
         self.target = target
         self.notice = notice
@@ -69,7 +70,7 @@ class Session:
         self._execute = execute
         self._on_stop = on_stop
         self._parser = packets.Parser()
-        self._encoder = packets.Encoder()
+        self._encoder = encoder
         self._events: deque[tuple[str, bytes]] = deque()
         self._unacknowledged, self._resends = b"", 0
         self._registers: dict[int, Registers] = {}  # while all stand still
@@ -179,6 +180,11 @@ class Session:
         except TargetError as error:
             self.notice(f"gdb: {error}")
             self.state, self.stop = ENDED, Stop(EXITED)
+
+    def attach_again(self) -> None:
+        """Debug the machine anew after a detach; its stop is the reply."""
+        self.state = NEW
+        self._events.appendleft((packets.PACKET, b"?"))
 
     def stopped(self, stop: Stop) -> None:
         """Take a Stop of the machine."""

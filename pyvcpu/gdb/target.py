@@ -55,9 +55,14 @@ class Region:
 class Stop:
     """The whole machine stands still, because of `vcpu`.
 
-    `reason`: PAUSED (it was asked to), STEPPED, BREAKPOINT (of `kind`; rip is at its address), WATCHPOINT (of `kind`,
-    `address` the first byte watched that was touched), SIGNAL (`signal`, by its number in GDB: what a crash looks like;
-    `text` says what happened), EXITED (for good, with `status`).
+    `reason` is one of
+      PAUSED: it was asked to;
+      STEPPED: the instruction of a STEP is done;
+      BREAKPOINT: rip is at one of `kind` (what the debugger asked for), before the instruction;
+      WATCHPOINT: one of `kind` was touched, first at `address`; rip is behind the instruction;
+      SIGNAL: it crashed, say; `signal` by its number in GDB, such as 11;
+      EXITED: for good, with `status`. It comes also, unasked, when the machine ends while it stands still.
+    `text`: a line for people, shown before the debugger tells of the stop.
     """
 
     __slots__ = ("address", "kind", "reason", "signal", "status", "text", "vcpu")
@@ -89,7 +94,8 @@ class Target(Protocol):
     raises TargetError. vCPUs are named by their index. Addresses are linear ones, as they are after segmentation and
     before paging, unless they are called physical.
 
-    Each attach() and each resume() is answered by exactly one Stop, at the latest soon after an interrupt().
+    Each attach() and each resume() is answered by exactly one Stop, at the latest soon after an interrupt(). When
+    several vCPUs stop at once, one is reported; the others must come to the same stop again when they are resumed.
     """
 
     @property
@@ -103,13 +109,21 @@ class Target(Protocol):
         """
 
     def detach(self, run: bool) -> None:
-        """End what attach() began: remove all breakpoints; let the machine run on, if `run`, else stand as it does."""
+        """End what attach() began: remove all breakpoints, forget an interrupt that is not yet served.
+
+        The machine runs on, if `run`, whatever it did before; else it stands still. May come before the Stop that
+        attach() or resume() will have, after the machine's end, and after kill().
+        """
 
     def vcpus(self) -> Sequence[VcpuInfo]:
-        """List the vCPUs that are plugged, by index."""
+        """List the vCPUs that are plugged, by index; also while they run."""
 
     def resume(self, actions: Mapping[int, str]) -> None:
-        """Run the vCPUs that have an action: CONTINUE, or STEP for one instruction; the others stand still."""
+        """Run the vCPUs that have an action: CONTINUE, or STEP for one instruction; the others stand still.
+
+        The first vCPU that stops, stops all. One that already stands at a breakpoint stops there at once: a debugger
+        that wants to leave it has removed the breakpoint.
+        """
 
     def interrupt(self) -> None:
         """Ask a machine that runs to stand still; does nothing to one that does."""

@@ -57,6 +57,15 @@ def gdb(target: FakeTarget, *commands: str, before: tuple[str, ...] = (), faults
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("[remote]"))
 
 
+def assembled(folder: Path, text: str, *options: str) -> Path:
+    """Assemble and link a program at CODE; return its file."""
+    source, program = folder / "guest.S", folder / "guest.elf"
+    source.write_text(text, encoding="utf-8")
+    subprocess.run(["as", *options, source, "-o", folder / "guest.o"], check=True)
+    subprocess.run(["ld", f"-Ttext={CODE:#x}", folder / "guest.o", "-o", program], check=True)
+    return program
+
+
 @needs_gdb
 def test_threads_registers_and_memory(target: FakeTarget) -> None:
     target.cpus[2]["rbx"] = 0x1234
@@ -127,6 +136,31 @@ def test_all_vcpus_stop_at_a_breakpoint_of_one(target: FakeTarget) -> None:
 
 
 @needs_gdb
+def test_a_condition_of_gdb(target: FakeTarget) -> None:
+    said = gdb(target, "set scheduler-locking on", "break *0x1002 if $rax == 5", "continue", "p $rax")
+    assert "$1 = 5" in said
+    assert "Breakpoint 1, 0x0000000000001002" in said
+
+
+@needs_gdb
+def test_a_step_of_one_thread_leaves_the_others_where_they_are(target: FakeTarget) -> None:
+    said = gdb(target, "set scheduler-locking on", "thread 3", "stepi", "stepi", "info threads")
+    assert re.findall(r"CPU \d/KVM\" (0x\w+)", said.partition("Id   Target")[2]) == [
+        f"0x{address:016x}" for address in (0x1000, 0x1000, 0x1002, 0x1000)
+    ]
+
+
+@needs_gdb
+@needs_binutils
+def test_lines_of_a_source_are_stepped_through(target: FakeTarget, tmp_path: Path) -> None:
+    program = assembled(tmp_path, ".globl _start\n_start: nop\nnop\ninc %rax\njmp _start\n", "-g")
+    said = gdb(target, "info line", "next", "next", "p $pc", before=(f"symbol-file {program}",))
+    assert "3\tinc %rax" not in said.splitlines()[0]
+    assert "4\tinc %rax" in said or "3\tinc %rax" in said
+    assert "$1 = (void (*)()) 0x1002 <_start+2>" in said
+
+
+@needs_gdb
 def test_watch_a_variable(target: FakeTarget) -> None:
     target.memory[CODE : CODE + 6] = b"\x90\x88\x07\x90\xeb\xfa"
     for cpu in target.cpus:
@@ -168,6 +202,24 @@ def test_ctrl_c_detach_and_attach_again(target: FakeTarget) -> None:
     assert "$1 = 0x18" in said
     assert target.calls.count("attach") == 2
     until(lambda: target.running)
+
+
+@needs_gdb
+def test_one_connection_may_detach_and_attach(target: FakeTarget) -> None:
+    target.start()
+    said = gdb(
+        target,
+        "detach",
+        "disconnect",
+        "target extended-remote ADDRESS",
+        "detach",
+        "attach 1",
+        "p/x $cs",
+        "monitor vcpus",
+        "kill",
+    )
+    assert "$1 = 0x18" in said
+    assert target.calls == ["attach", "detach True", "attach", "detach True", "attach", "kill", "detach True"]
 
 
 @needs_gdb
@@ -217,10 +269,7 @@ def test_monitor_commands(target: FakeTarget) -> None:
 @needs_binutils
 def test_one_session_through_the_modes(tmp_path: Path) -> None:
     """Real mode at a symbol, and 64-bit code after it: the description is read anew where it changes."""
-    source, program = tmp_path / "guest.S", tmp_path / "guest.elf"
-    source.write_text(".globl _start\n_start: nop\nnop\ninner: inc %rax\njmp _start\n", encoding="utf-8")
-    subprocess.run(["as", source, "-o", tmp_path / "guest.o"], check=True)
-    subprocess.run(["ld", "-Ttext=0x1000", tmp_path / "guest.o", "-o", program], check=True)
+    program = assembled(tmp_path, ".globl _start\n_start: nop\nnop\ninner: inc %rax\njmp _start\n")
     target = FakeTarget(1, real_registers)
     said = gdb(
         target,

@@ -381,7 +381,8 @@ def test_detach_and_attach_again(stub: Stub) -> None:
     assert stub.target.running
     assert stub.target.breakpoints == {}
     assert stub.client.ask(b"g") == b"E05"
-    assert stub.client.ask(b"vAttach;1") == b"E05"
+    assert stub.client.ask(b"vAttach;1").startswith(b"T02thread:1;")
+    assert not stub.target.running
     stub.client.socket.close()
     stub.client = Client(stub.server.address)
     assert stub.client.ask(b"?").startswith(b"T02")

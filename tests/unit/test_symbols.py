@@ -22,8 +22,7 @@ BASE, SIZE = 0x40_0000, 0x1000
 
 def elf(bits: int, entries: list[tuple[str, int, int, int, int]], kind: int = s.SHT_SYMTAB) -> bytes:
     """Build an ELF file of a text section at BASE, and symbols: name, value, size, info, section."""
-    names = b"\0"
-    table = b""
+    names, table = bytearray(b"\0"), bytearray()
     for name, value, size, info, section in entries:
         if bits == 64:
             table += struct.pack("<IBBHQQ", len(names), info, 0, section, value, size)
@@ -46,7 +45,7 @@ def elf(bits: int, entries: list[tuple[str, int, int, int, int]], kind: int = s.
         head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, at, 0, 64, 0, 0, 64, len(sections), 0)
     else:
         head += struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, 0, 0, at, 0, 52, 0, 0, 40, len(sections), 0)
-    return head + table + names + headers
+    return head + bytes(table) + bytes(names) + headers
 
 
 ENTRIES = [
