@@ -131,10 +131,15 @@ class Session:
             answer = self._error(RequestError(EIO, str(error)))
         except Exception as error:
             # A mistake of ours or of the machine's: it costs the client an answer, and nobody the machine.
-            self.notice(f"gdb: {payload[:40]!r} failed: {type(error).__name__}: {error}")
+            self._complain(error, payload)
             answer = self._error(RequestError(EIO, f"internal error: {type(error).__name__}"))
         if answer is not None:
             self.reply(answer)
+
+    def _complain(self, error: Exception, request: bytes = b"") -> None:
+        """Tell people of what should not have happened."""
+        kind = "" if isinstance(error, TargetError) else f"{type(error).__name__}: "
+        self.notice(f"gdb: {f'{request[:40]!r}: ' if request else ''}{kind}{error}")
 
     @property
     def has_error_words(self) -> bool:
@@ -177,8 +182,8 @@ class Session:
         try:
             self._found_running = self.target.running
             self.target.attach(self._on_stop)
-        except TargetError as error:
-            self.notice(f"gdb: {error}")
+        except Exception as error:
+            self._complain(error)
             self.state, self.stop = ENDED, Stop(EXITED)
 
     def attach_again(self) -> None:
@@ -188,12 +193,12 @@ class Session:
 
     def stopped(self, stop: Stop) -> None:
         """Take a Stop of the machine."""
-        before, self.state = self.state, STOPPED
+        before, self.state = self.state, ENDED if stop.reason == EXITED else STOPPED
         self.forget_registers()
-        if stop.reason == EXITED:
-            self.state = ENDED
-        if before == RUNNING:
-            if self.state == STOPPED and self._goes_on(stop):
+        if before == DETACHED:
+            self.state = before
+        elif before == RUNNING:
+            if self._goes_on(stop):
                 return
             if self._interrupted and stop.reason == STEPPED:
                 stop = Stop(PAUSED, stop.vcpu)
@@ -202,9 +207,11 @@ class Session:
         if before == RUNNING:
             if stop.text:
                 self.output(f"pyvcpu: {stop.text}\n")
-            self.reply(self.stop_reply(stop))
-        elif before == DETACHED:
-            self.state = before
+            try:
+                self.reply(self.stop_reply(stop))
+            except Exception as error:
+                self._complain(error)
+                self.reply(b"T%02x" % (stop.signal & 0xFF))
         self.pump()
 
     def _goes_on(self, stop: Stop) -> bool:
@@ -217,7 +224,8 @@ class Session:
                 return False
             self.forget_registers()
             self.target.resume(self._actions)
-        except TargetError:
+        except Exception as error:
+            self._complain(error)
             return False
         self.state = RUNNING
         return True
@@ -243,8 +251,8 @@ class Session:
             self._interrupted = True
             try:
                 self.target.interrupt()
-            except TargetError as error:
-                self.notice(f"gdb: {error}")
+            except Exception as error:
+                self._complain(error)
 
     def detach(self, run: bool) -> None:
         """Let go of the machine."""
@@ -254,8 +262,8 @@ class Session:
             self.forget_registers()
             try:
                 self.target.detach(run)
-            except TargetError as error:
-                self.notice(f"gdb: {error}")
+            except Exception as error:
+                self._complain(error)
 
     def lost(self) -> None:
         """Leave the machine as it was found: the connection is gone without a word.

@@ -11,6 +11,7 @@ from pyvcpu.gdb.server import Server
 from pyvcpu.gdb.target import ACCESS, EXITED, HARDWARE, SIGNAL, SOFTWARE, WRITE, Stop, TargetError
 from tests.gdb_client import Client, connect, take
 from tests.gdb_target import CODE, RAM_SIZE, UD2, FakeTarget, long_registers, real_registers
+from tests.threads import until
 
 
 class Stub:
@@ -378,7 +379,7 @@ def test_detach_and_attach_again(stub: Stub) -> None:
     stub.client.ask(b"Z1,1002,1")
     assert stub.client.ask(b"D") == b"OK"
     assert stub.target.calls[-1] == "detach True"
-    assert stub.target.running
+    until(lambda: stub.target.running)
     assert stub.target.breakpoints == {}
     assert stub.client.ask(b"g") == b"E05"
     assert stub.client.ask(b"vAttach;1").startswith(b"T02thread:1;")
@@ -469,9 +470,32 @@ def test_help_lists_all_commands_with_the_machines_own(stub: Stub) -> None:
 def test_a_mistake_of_ours_costs_an_answer_and_no_more(stub: Stub) -> None:
     stub.client.send(b"qRcmd," + b"bug".hex().encode())
     assert stub.client.receive() == b"E05"
-    assert stub.notices == ["gdb: b'qRcmd,627567' failed: ZeroDivisionError: a mistake"]
+    assert stub.notices == ["gdb: b'qRcmd,627567': ZeroDivisionError: a mistake"]
     stub.notices.clear()
     assert stub.client.ask(b"qC") == b"QC1"
+
+
+@pytest.mark.parametrize("method", ["read_registers", "interrupt", "detach"])
+def test_a_mistake_of_the_machine_ends_nothing(stub: Stub, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.client.ask(b"?")
+
+    def mistake(*arguments: object) -> object:
+        stub.target._stop.set()
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(stub.target, method, mistake)
+    stub.client.send(b"c")
+    stub.client.interrupt()
+    if method == "read_registers":
+        stub.target.interrupt()
+        assert stub.client.receive() == b"T02"
+        monkeypatch.undo()
+    else:
+        assert stub.client.receive().startswith(b"T02thread:1;")
+    assert stub.client.ask(b"D") == b"OK"
+    assert stub.client.ask(b"qC") == b"QC1"
+    assert stub.notices == ["gdb: ZeroDivisionError: a mistake"]
+    stub.notices.clear()
 
 
 # lldb's own.
