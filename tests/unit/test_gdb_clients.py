@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,6 @@ from pyvcpu.gdb.target import SIGNAL, SOFTWARE, WRITE, Stop
 from tests.gdb_target import CODE, UD2, FakeTarget, real_registers
 from tests.threads import DEADLINE, until
 
-needs_gdb = pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
-needs_lldb = pytest.mark.skipif(shutil.which("lldb") is None, reason="lldb is not installed")
-needs_binutils = pytest.mark.skipif(shutil.which("as") is None, reason="binutils are not installed")
 # gdb says it of every target without a program; it is no fault.
 NO_PROGRAM = re.compile(
     r"warning: No executable has been specified and target does not support\n"
@@ -33,6 +29,11 @@ def target() -> Iterator[FakeTarget]:
     target = FakeTarget(4)
     yield target
     target.close()
+
+
+@pytest.fixture(autouse=True)
+def _clients(tool: Callable[[str], str]) -> None:
+    tool("gdb")
 
 
 def gdb(target: FakeTarget, *commands: str, before: tuple[str, ...] = (), faults: tuple[str, ...] = ()) -> str:
@@ -66,7 +67,6 @@ def assembled(folder: Path, text: str, *options: str) -> Path:
     return program
 
 
-@needs_gdb
 def test_threads_registers_and_memory(target: FakeTarget) -> None:
     target.cpus[2]["rbx"] = 0x1234
     said = gdb(
@@ -101,7 +101,6 @@ def test_threads_registers_and_memory(target: FakeTarget) -> None:
     assert target.memory[0x2000:0x2004] == b"\x44\x33\x22\x11"
 
 
-@needs_gdb
 def test_break_step_and_continue(target: FakeTarget) -> None:
     said = gdb(
         target,
@@ -126,7 +125,6 @@ def test_break_step_and_continue(target: FakeTarget) -> None:
     assert target.calls.count("resume {0: 'step'}") == 1 + 100
 
 
-@needs_gdb
 def test_all_vcpus_stop_at_a_breakpoint_of_one(target: FakeTarget) -> None:
     target.cpus[3]["rip"] = 0x3000
     target.memory[0x3000:0x3004] = b"\x90\x90\xeb\xfc"
@@ -135,14 +133,12 @@ def test_all_vcpus_stop_at_a_breakpoint_of_one(target: FakeTarget) -> None:
     assert not target.breakpoints
 
 
-@needs_gdb
 def test_a_condition_of_gdb(target: FakeTarget) -> None:
     said = gdb(target, "set scheduler-locking on", "break *0x1002 if $rax == 5", "continue", "p $rax")
     assert "$1 = 5" in said
     assert "Breakpoint 1, 0x0000000000001002" in said
 
 
-@needs_gdb
 def test_a_step_of_one_thread_leaves_the_others_where_they_are(target: FakeTarget) -> None:
     said = gdb(target, "set scheduler-locking on", "thread 3", "stepi", "stepi", "info threads")
     assert re.findall(r"CPU \d/KVM\" (0x\w+)", said.partition("Id   Target")[2]) == [
@@ -150,9 +146,8 @@ def test_a_step_of_one_thread_leaves_the_others_where_they_are(target: FakeTarge
     ]
 
 
-@needs_gdb
-@needs_binutils
-def test_lines_of_a_source_are_stepped_through(target: FakeTarget, tmp_path: Path) -> None:
+def test_lines_of_a_source_are_stepped_through(target: FakeTarget, tmp_path: Path, tool: Callable[[str], str]) -> None:
+    tool("ld")
     program = assembled(tmp_path, ".globl _start\n_start: nop\nnop\ninc %rax\njmp _start\n", "-g")
     said = gdb(target, "info line", "next", "next", "p $pc", before=(f"symbol-file {program}",))
     assert "3\tinc %rax" not in said.splitlines()[0]
@@ -160,7 +155,6 @@ def test_lines_of_a_source_are_stepped_through(target: FakeTarget, tmp_path: Pat
     assert "$1 = (void (*)()) 0x1002 <_start+2>" in said
 
 
-@needs_gdb
 def test_watch_a_variable(target: FakeTarget) -> None:
     target.memory[CODE : CODE + 6] = b"\x90\x88\x07\x90\xeb\xfa"
     for cpu in target.cpus:
@@ -169,7 +163,6 @@ def test_watch_a_variable(target: FakeTarget) -> None:
     assert "Old value = 0 '\\000'\nNew value = 9 '\\t'" in said
 
 
-@needs_gdb
 def test_a_watchpoint_that_is_refused_says_why(target: FakeTarget) -> None:
     target.refuses = {WRITE: "no debug register is free"}
     said = gdb(target, "watch *(char *) 0x3000", "stepi", "continue", "monitor breakpoints", faults=("Warning:",) * 2)
@@ -177,14 +170,12 @@ def test_a_watchpoint_that_is_refused_says_why(target: FakeTarget) -> None:
     assert "refused: write at 0x3000, 1 bytes: no debug register is free" in said
 
 
-@needs_gdb
 def test_a_breakpoint_that_is_refused_says_why(target: FakeTarget) -> None:
     target.refuses = {SOFTWARE: "int3 does not come out here", "hardware": "no debug register is free"}
     said = gdb(target, "hbreak *0x1002", "continue", faults=("Warning:",))
     assert "Remote failure reply: no debug register is free" in said
 
 
-@needs_gdb
 def test_ctrl_c_detach_and_attach_again(target: FakeTarget) -> None:
     target.start()
     said = gdb(
@@ -204,7 +195,6 @@ def test_ctrl_c_detach_and_attach_again(target: FakeTarget) -> None:
     until(lambda: target.running)
 
 
-@needs_gdb
 def test_one_connection_may_detach_and_attach(target: FakeTarget) -> None:
     target.start()
     said = gdb(
@@ -222,7 +212,6 @@ def test_one_connection_may_detach_and_attach(target: FakeTarget) -> None:
     assert target.calls == ["attach", "detach True", "attach", "detach True", "attach", "kill", "detach True"]
 
 
-@needs_gdb
 def test_quitting_detaches(target: FakeTarget) -> None:
     target.start()
     gdb(target, "stepi", "quit")
@@ -230,20 +219,17 @@ def test_quitting_detaches(target: FakeTarget) -> None:
     assert "kill" not in target.calls
 
 
-@needs_gdb
 def test_kill(target: FakeTarget) -> None:
     said = gdb(target, "kill")
     assert "[Inferior 1 (Remote target) killed]" in said
     assert "kill" in target.calls
 
 
-@needs_gdb
 def test_the_machine_ends_or_crashes(target: FakeTarget) -> None:
     target.memory[CODE + 2 : CODE + 4] = UD2
     assert "[Inferior 1 (Remote target) exited with code 03]" in gdb(target, "continue")
 
 
-@needs_gdb
 def test_a_crash_is_a_signal_with_words(target: FakeTarget) -> None:
     target.crash = Stop(SIGNAL, 2, signal=11, text="triple fault at 0x1000")
     said = gdb(target, "continue")
@@ -251,13 +237,11 @@ def test_a_crash_is_a_signal_with_words(target: FakeTarget) -> None:
     assert 'Thread 3 "CPU 2/KVM" received signal SIGSEGV, Segmentation fault.' in said
 
 
-@needs_gdb
 def test_jump_and_call_the_registers_back(target: FakeTarget) -> None:
     said = gdb(target, "set scheduler-locking on", "tbreak *0x1005", "jump *0x1002", "p/x $rip", "p $rax")
     assert re.findall(r"^\$\d = (.*)$", said, re.MULTILINE) == ["0x1005", "1"]
 
 
-@needs_gdb
 def test_monitor_commands(target: FakeTarget) -> None:
     said = gdb(target, "monitor help", "monitor vcpus", "monitor reset", "maintenance flush register-cache", "p $rax")
     assert "walk ADDRESS [VCPU]: follow the page tables" in said
@@ -265,10 +249,9 @@ def test_monitor_commands(target: FakeTarget) -> None:
     assert "reset" in target.calls
 
 
-@needs_gdb
-@needs_binutils
-def test_one_session_through_the_modes(tmp_path: Path) -> None:
+def test_one_session_through_the_modes(tmp_path: Path, tool: Callable[[str], str]) -> None:
     """Real mode at a symbol, and 64-bit code after it: the description is read anew where it changes."""
+    tool("ld")
     program = assembled(tmp_path, ".globl _start\n_start: nop\nnop\ninner: inc %rax\njmp _start\n")
     target = FakeTarget(1, real_registers)
     said = gdb(
@@ -303,7 +286,6 @@ def test_one_session_through_the_modes(tmp_path: Path) -> None:
     ]
 
 
-@needs_gdb
 def test_memory_of_any_size(target: FakeTarget, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
     target.memory[0x10000:0x10100] = bytes(range(256))
@@ -311,8 +293,8 @@ def test_memory_of_any_size(target: FakeTarget, tmp_path: Path) -> None:
     assert dump.read_bytes() == bytes(target.memory[:0x80000])
 
 
-@needs_lldb
-def test_lldb(target: FakeTarget, tmp_path: Path) -> None:
+def test_lldb(target: FakeTarget, tmp_path: Path, tool: Callable[[str], str]) -> None:
+    lldb = tool("lldb")
     script = tmp_path / "script"
     with Server(target, "localhost:0") as server:
         lines = [
@@ -334,7 +316,7 @@ def test_lldb(target: FakeTarget, tmp_path: Path) -> None:
         script.write_text("\n".join([*lines, ""]), encoding="utf-8")
         began = time.monotonic()
         done = subprocess.run(
-            ["lldb", "-x", "-b", "-s", str(script)], capture_output=True, text=True, timeout=2 * DEADLINE, check=False
+            [lldb, "-x", "-b", "-s", str(script)], capture_output=True, text=True, timeout=2 * DEADLINE, check=False
         )
         said = done.stdout
         assert time.monotonic() - began < 2 * DEADLINE
