@@ -117,3 +117,12 @@ def identity(path: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_dev, found.st_ino
+
+
+def remove(endpoint: Endpoint, file: tuple[int, int]) -> None:
+    """Remove the path of an endpoint, if it is still `file`."""
+    if endpoint.path and identity(endpoint.path) == file:
+        try:  # noqa: SIM105 - contextlib is slow to import
+            os.unlink(endpoint.path)
+        except OSError:
+            pass  # somebody else has just done so

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .arguments import ALL, ANY, choose_thread, number, pair, parse_thread, require
-from .session import EOPNOTSUPP, RequestError
+from .session import ENDED, EOPNOTSUPP, RequestError
 from .state import change
 from .target import ACCESS, CONTINUE, HARDWARE, READ, SOFTWARE, STEP, WRITE, TargetError
 
@@ -68,6 +68,8 @@ def cont_help(session: Session, arguments: bytes) -> bytes:
 
 def cont(session: Session, arguments: bytes) -> bytes | None:
     """vCont: an action for each thread; the first that names it counts."""
+    if session.state == ENDED:
+        return session.stop_reply(session.stop)
     session.require_stopped()
     indexes = [vcpu.index for vcpu in session.target.vcpus()]
     actions: dict[int, str] = {}
@@ -126,6 +128,8 @@ def step_signal(session: Session, arguments: bytes) -> bytes | None:
 
 
 def _old_resume(session: Session, address: bytes, action: str) -> bytes | None:
+    if session.state == ENDED:
+        return session.stop_reply(session.stop)
     session.require_stopped()
     vcpu = session.vcpu if session.resumed is None else session.resumed
     if address:

@@ -108,8 +108,7 @@ class Server:
             with self._wake_lock:
                 os.close(self._wake)
                 self._wake = -1
-            if self.address.path and endpoints.identity(self.address.path) == self._file:
-                os.unlink(self.address.path)
+            endpoints.remove(self.address, self._file)
 
     def _turn(self) -> None:
         ready = dict(self._poll())

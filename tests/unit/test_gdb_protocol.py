@@ -357,7 +357,7 @@ def test_the_guest_ends_the_machine(stub: Stub) -> None:
     assert stub.client.ask(b"c") == b"W03"
     assert stub.client.ask(b"?") == b"W03"
     assert stub.client.ask(b"g") == b"E05"
-    assert stub.client.ask(b"c") == b"E05"
+    assert stub.client.ask(b"c") == b"W03"
 
 
 def test_the_machine_ends_while_it_stands_still(stub: Stub) -> None:
@@ -365,6 +365,7 @@ def test_the_machine_ends_while_it_stands_still(stub: Stub) -> None:
     stub.target.end(4)
     assert stub.client.ask(b"qC") == b"QC1"
     assert stub.client.ask(b"?") == b"W04"
+    assert stub.client.ask(b"vCont;c") == b"W04"
 
 
 def test_a_crash_is_a_signal_with_words(stub: Stub) -> None:
