@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = {
     "pyvcpu.errors": 0,
     "pyvcpu.posix": 0,
+    "pyvcpu.symbols": 0,
     "pyvcpu.kvm.abi": 0,
     "pyvcpu.x86": 0,
     "pyvcpu.kvm": 1,
