@@ -44,7 +44,7 @@ def _run(arguments: Sequence[str]) -> int:
             return int(command.run(options))
     from .parser import parse
 
-    name, namespace = parse(arguments)
+    name, namespace = parse(arguments, COMMANDS, load)
     return int(load(name).run(namespace))
 
 

@@ -10,14 +10,13 @@ from .shared import SyncedFd
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
-    from typing import Protocol, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     from ..addresses import AddressSpace
     from ..exits import ExitEvent
     from ..kvm.system import Kvm
     from ..kvm.vm import VmFd
     from . import handle
-    from .core import Cpu
     from .handle import Vcpu
 
     T = TypeVar("T")
@@ -63,7 +62,7 @@ class KvmContext:
         self.vcpu_ids = kvm.check_extension(KVM_CAP_MAX_VCPU_ID) or NO_LIMIT
         self.exit_handlers: dict[int, ExitHandler] = {}
         self.probe: Probe | None = None
-        self.drain: Callable[[Cpu], object] = bool
+        self.drain: Callable[[Any], object] = bool
         self.eoi: Callable[[int], object] = bool
         self._caps: dict[int, int] = {}
         self._lock = threading.Lock()

@@ -76,9 +76,9 @@ def parse(text: str) -> Cpu:
             seen.add(name)
             setattr(cpu, name.replace("-", "_"), _value(name, value))
     if cpu.plus:
-        from .models import refuse_contradiction
+        from .features import refuse_contradiction
 
-        refuse_contradiction(cpu)
+        refuse_contradiction(cpu.plus, cpu.minus)
     return cpu
 
 

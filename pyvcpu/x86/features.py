@@ -6,11 +6,12 @@ Linux shows a bit under no name of its own. Needs: arch/x86/kernel/cpu/cpuid-dep
 
 from __future__ import annotations
 
+from ..errors import ConfigError
 from .cpuid import EAX, EBX, ECX, EDX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from .cpuid import Leaves
 
@@ -164,3 +165,11 @@ def shown(leaves: Leaves) -> list[str]:
         for bit, name in names.items()
         if leaves.read(function, register, index) >> bit & 1
     ]
+
+
+def refuse_contradiction(plus: Collection[str], minus: Collection[str]) -> None:
+    """Raise ConfigError when a feature is to be on that needs one that is to be off."""
+    for name in sorted(plus):
+        for off in sorted(closure([name], NEEDS) & set(minus)):
+            why = "is turned on and off" if off == name else f"needs {off}, which -{off} turns off"
+            raise ConfigError(f"--cpu contradicts itself: {name} {why}")

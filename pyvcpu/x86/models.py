@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import ConfigError
 from .caches import set_generic_caches
 from .cpuid import (
     ADDRESS_SIZES,
@@ -123,14 +122,6 @@ def filter_features(cpu: Cpu, leaves: Leaves, supported: Leaves) -> list[str]:
     if missing:
         put(leaves, closure(missing, NEEDED_BY), False)
     return [name for name in missing if name in wanted]
-
-
-def refuse_contradiction(cpu: Cpu) -> None:
-    """Raise ConfigError when a feature is to be on that needs one that is to be off."""
-    for name in sorted(cpu.plus):
-        for off in sorted(closure([name], NEEDS) & cpu.minus):
-            why = "is turned on and off" if off == name else f"needs {off}, which -{off} turns off"
-            raise ConfigError(f"--cpu contradicts itself: {name} {why}")
 
 
 def settle(leaves: Leaves, supported: Leaves) -> None:

@@ -101,7 +101,7 @@ def test_every_place_exists() -> None:
     missing = {
         place
         for place in [*links, *places]
-        if not any((ROOT / up / place).exists() for up in ("", "pyvcpu", "pyvcpu/vcpu"))
+        if not any((ROOT / up / place).exists() for up in ("", "pyvcpu", "pyvcpu/vcpu", "pyvcpu/machine"))
     }
     assert not missing
     for folder in sorted(path.name for path in (ROOT / "pyvcpu").iterdir() if (path / "__init__.py").exists()):

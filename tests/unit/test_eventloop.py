@@ -9,8 +9,8 @@ from time import monotonic, monotonic_ns
 
 import pytest
 
-from pyvcpu.machine import eventloop
 from pyvcpu.errors import StateError
+from pyvcpu.machine import eventloop
 from pyvcpu.machine.eventloop import SECOND, EventLoop
 from tests.threads import DEADLINE, Caller, Hold, until
 

@@ -17,7 +17,7 @@ WORDS = st.sampled_from([*NAMES, "a.bin", "4", "", "-", "--", "-1", "-m", "--mem
 def argparse_says(command: str, arguments: list[str]) -> dict[str, object] | None:
     """Return argparse's values, None where it exits."""
     try:
-        name, namespace = parse([command, *arguments])
+        name, namespace = parse([command, *arguments], COMMANDS, load)
     except SystemExit:
         return None
     assert name == command
