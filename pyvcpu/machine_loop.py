@@ -143,10 +143,7 @@ class EventLoop:
 
     def release(self, who: object = None) -> None:
         """Take back one hold(), that of `who` or one without a name; nothing happens when there is none."""
-        if who is None:
-            self._release(lambda holder: type(holder) is _Nameless)
-        else:
-            self._release(lambda holder: holder is who)
+        self._release(lambda holder: type(holder) is _Nameless if who is None else holder is who)
 
     def wanted_still(self) -> bool:
         """Return whether a callback is to return soon: somebody waits in hold() or close()."""
