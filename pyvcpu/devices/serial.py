@@ -204,16 +204,6 @@ class Serial:
         """
         return self._receiver.wait_room(timeout, lambda: self._registers.ier & IER_RDI)
 
-    def hold(self) -> None:
-        """Take no input until release(): the machine stands still. Holds nest; who waits for room goes on waiting."""
-        with self._lock:
-            self._receiver.hold(1)
-
-    def release(self) -> None:
-        """Take back one hold()."""
-        with self._lock:
-            self._receiver.hold(-1)
-
     def close(self) -> None:
         """Take no more input, and wake all who wait for room. The guest's side goes on working."""
         with self._lock:

@@ -32,25 +32,12 @@ class Receiver:
     Threads: the lock of the serial port is held while a method is called, but for wait_room().
     """
 
-    __slots__ = (
-        "_closed",
-        "_found_empty",
-        "_holds",
-        "_lock",
-        "_received",
-        "_room",
-        "_waiting",
-        "enabled",
-        "fifo",
-        "loop",
-        "on",
-    )
+    __slots__ = ("_closed", "_found_empty", "_lock", "_received", "_room", "_waiting", "enabled", "fifo", "loop", "on")
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
         self._room = threading.Condition(lock)  # notified when the receiver has room, and by close
         self._closed = False
-        self._holds = 0  # while there is one, no input is taken
         self._waiting = bytearray()
         self.fifo: list[int] = []  # RBR when the FIFOs are off: then it holds one character
         self.enabled = False  # the FIFOs are
@@ -130,11 +117,6 @@ class Receiver:
         """Empty the FIFO, as the guest asks; what waits comes after it."""
         self.fifo.clear()
 
-    def hold(self, by: int) -> None:
-        """Add `by`, 1 or -1, to the holds."""
-        self._holds += by
-        self.tell_room()
-
     def close(self) -> None:
         """Take no more input, and wake all who wait for room."""
         self._closed = True
@@ -142,7 +124,7 @@ class Receiver:
 
     def _free(self) -> int:
         """Return how many characters the receiver has room for."""
-        if self._closed or self._holds or self.loop:
+        if self._closed or self.loop:
             return 0
         return max((FIFO_SIZE if self.enabled else 1) - len(self.fifo) - len(self._waiting), 0)
 

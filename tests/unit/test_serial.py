@@ -607,22 +607,6 @@ def test_close_wakes_and_ends_reception(port: Port) -> None:
     assert port.sent == b"A"
 
 
-def test_in_a_hold_no_input_comes_and_none_is_lost(port: Port) -> None:
-    port.outb(FCR, 0x01)
-    port.inb(LSR)
-    port.uart.hold()
-    port.uart.hold()
-    waiter = Waiter(port.uart)
-    assert (port.uart.receive(b"x"), port.uart.wait_room(0)) == (0, False)
-    port.uart.release()
-    assert port.uart.receive(b"x") == 0
-    port.uart.reset()
-    assert port.uart.receive(b"x") == 0
-    port.uart.release()
-    assert waiter.result() is True
-    assert port.uart.receive(b"x") == 1
-
-
 class Waiter:
     """A thread in wait_room()."""
 
