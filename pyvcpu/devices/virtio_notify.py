@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 class Notifiers:
     """An eventfd for each queue of a device.
 
-    KVM writes to them when the guest notifies (`fds`, for ioeventfds with the queue's number as datamatch); notify()
-    does where that is an exit. What serve() was given is then called on the loop's thread.
+    KVM writes to them when the guest notifies: `fds` are for ioeventfds, with the number of the queue as datamatch.
+    notify() does it for guests whose notification is an exit. What serve() was given is called on the loop's thread.
     """
 
     def __init__(self, loop: Loop, queues: int) -> None:
