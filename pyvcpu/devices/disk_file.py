@@ -26,11 +26,11 @@ if TYPE_CHECKING:  # mypy reads this as True
 SECTOR = 512
 
 USED, UNSHARED = 100, 200  # the first byte of each group (RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE)
-CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)  # bit numbers (BLK_PERM_*)
+CONSISTENT_READ, WRITE = 0, 1  # bit numbers (BLK_PERM_*)
 
-# Nobody else may write the disk, or change its size.
+# Nobody else may write the disk.
 READS = (USED + CONSISTENT_READ, UNSHARED + WRITE)
-WRITES = (USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE)
+WRITES = (USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE)
 
 F_OFD_GETLK, F_OFD_SETLK = 36, 37
 _FLOCK = Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
@@ -105,7 +105,9 @@ class DiskFile:
     def _check_others(self) -> None:
         """Look at the disks of this process."""
         for other in tuple(_open):
-            if other._key == self._key and other._is_open() and not (self.readonly and other.readonly):
+            if other._fd == self._fd:
+                other.close()  # its descriptor was closed, and is another's now
+            elif other._key == self._key and other._is_open() and not (self.readonly and other.readonly):
                 raise self._in_use()
 
     def _is_open(self) -> bool:

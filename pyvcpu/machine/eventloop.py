@@ -89,8 +89,10 @@ class EventLoop:
         """Stop to look at `fd`: once this returns, its callback does not run, and `fd` can be closed.
 
         Call it without a lock that the callback takes: it waits for the callback's end, but on the loop's own thread.
-        Nothing happens when `fd` was never added.
+        Nothing happens when `fd` was never added, or in a forked child, whose parent goes on to use it.
         """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             callback = self._callbacks.pop(fd, None)
             if callback is None:
@@ -103,7 +105,7 @@ class EventLoop:
         self._wait_idle(callback, None)
 
     def timer(self, callback: Callback) -> Timer:
-        """Return a timer that calls `callback()`; it does not run yet."""
+        """Return a timer that calls `callback()`, not set yet."""
         return Timer(self, callback)
 
     def clock(self) -> int:
@@ -145,10 +147,7 @@ class EventLoop:
 
     def release(self, who: object = None) -> None:
         """Take back one hold(), that of `who` or one without a name; nothing happens when there is none."""
-        if who is None:
-            self._release(lambda holder: type(holder) is _Nameless)
-        else:
-            self._release(lambda holder: holder is who)
+        self._release(lambda holder: type(holder) is _Nameless if who is None else holder is who)
 
     def wanted_still(self) -> bool:
         """Return whether a callback is to return soon: somebody waits in hold() or close()."""
@@ -267,9 +266,8 @@ class EventLoop:
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
-        epoll, wake = self._epoll, self._wake
+        epoll, wake, woken = self._epoll, self._wake, select.poll()
         assert epoll is not None
-        woken = select.poll()
         woken.register(wake, select.POLLIN)
         while not self._closed:
             with self._lock:
@@ -388,8 +386,6 @@ def _ring(bells: Iterable[threading.Lock]) -> None:
 
 class _Nameless:
     """Whoever holds a loop without a name."""
-
-    __slots__ = ()
 
 
 def _new_bell() -> threading.Lock:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # mypy reads this as True
             """Serve what is asked for now; False when `timeout` seconds passed first."""
 
 
+PATIENCE = 0.01  # seconds that a pause waits for a vCPU to run which was just resumed
 DRAIN = 0.05  # seconds that a pause gives to requests that were made before it
 MOST_FAILURES = 64  # that are kept of a run; each vCPU has one, a device may have more
 
@@ -252,6 +253,7 @@ class RunControl:
     def pause(self, timeout: float | None) -> bool:
         """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first. See Machine.pause()."""
         end = None if timeout is None else monotonic() + timeout
+        self._let_them_run(timeout)
         with self.lock:
             self.running = False
             tickets = self._command_all_locked(Command.PAUSE)
@@ -270,6 +272,15 @@ class RunControl:
             _release(held)
         return len(held) == len(self.devices)
 
+    def _let_them_run(self, timeout: float | None) -> None:
+        """Wait until those that were just resumed have begun to run, for a moment at most.
+
+        Without it threads that pause and resume in turn could go on for ever, and the guest would never get on.
+        """
+        if not self.is_vcpu_thread():
+            limit = PATIENCE if timeout is None else min(PATIENCE, timeout)
+            self.cond.wait_for(lambda: all(vcpu.is_resumed_locked for vcpu in self.vcpus), limit)
+
     def _hold_stills(self, end: float | None, stills: Sequence[Still] | None = None) -> list[Still]:
         """Hold what stands still beside the vCPUs, and return it; only a part once it is `end`."""
         held: list[Still] = []
@@ -286,6 +297,7 @@ class RunControl:
     def enter_hold(self, who: str, timeout: float | None) -> None:
         """Have the world stand still for `who`. Raise TimeoutError, and take it back, after `timeout` seconds."""
         end = None if timeout is None else monotonic() + timeout
+        self._let_them_run(timeout)
         with self.lock:
             if self.closed:
                 raise StateError("the machine is closed; make another one")

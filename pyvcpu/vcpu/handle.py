@@ -141,7 +141,7 @@ class Vcpu:
         self._shared: SharedRegisters | None = None
         self._page: mmap.mmap | None = None  # struct kvm_run, for the kick
         self._inbox: deque[Command | Work] = deque()
-        self._posted = self._applied = self._lives = 0
+        self._posted = self._applied = self._lives = self._last_resume = 0
         self._kicked = self._sleeping = False
         self.probe: Probe | None = None  # set before the first start
         self._interrupts: deque[int] = deque()  # vectors for the guest; the vCPU's thread alone touches it
@@ -314,6 +314,8 @@ class Vcpu:
         if self.state is State.UNPLUGGED:
             raise StateError(f"vCPU {self.index} is unplugged: plug it first")
         self._posted += 1
+        if item is Command.RESUME:
+            self._last_resume = self._posted
         self._inbox.append(item)  # 1. visible
         self.kick_locked()
         return self._posted
@@ -321,6 +323,11 @@ class Vcpu:
     def is_done_locked(self, ticket: int) -> bool:
         """Whether what post_locked() gave the number `ticket` is seen to."""
         return self._applied >= ticket
+
+    @property
+    def is_resumed_locked(self) -> bool:
+        """Whether the last RESUME has taken effect, if there was one."""
+        return self._applied >= self._last_resume
 
     def kick_if_locked(self, asked: Callable[[mmap.mmap], bool]) -> None:
         """Kick the vCPU if `asked` says so of its mapping."""

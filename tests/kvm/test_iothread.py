@@ -33,9 +33,9 @@ class Slow(VirtioRng):
         super().__init__()
         self.hold = Hold()
 
-    def serve(self, queue: int, chain: Chain) -> int:
+    def serve(self, index: int, chain: Chain) -> int:
         self.hold()
-        return super().serve(queue, chain)
+        return super().serve(index, chain)
 
 
 def with_device(code: bytes, device: VirtioRng) -> tuple[Machine, Driver]:
@@ -109,7 +109,7 @@ def test_a_guest_that_notifies_without_end_stands_still_in_a_pause() -> None:
 
 def test_what_a_device_raises_by_mistake_comes_out_of_run() -> None:
     class Broken(VirtioRng):
-        def serve(self, queue: int, chain: Chain) -> int:
+        def serve(self, index: int, chain: Chain) -> int:
             raise ZeroDivisionError
 
     made, _ = with_device(NOTIFY + b"\xeb\xfe", Broken())

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvcpu.bus import PORTS_SIZE, Bus
-from pyvcpu.devices.debug import CONSOLE_PORT, EXIT_PORT, DebugConsole, DebugExit
+from pyvcpu.devices.debug import CONSOLE_PORT, EXIT_PORT, After, DebugConsole, DebugExit
 from pyvcpu.devices.reset import COMMAND_PORT, DATA_PORT, RESET_CONTROL_PORT, KeyboardController, ResetControl
+from tests.threads import Caller
 
 # Debug console
 
@@ -23,6 +24,35 @@ def test_console_emits_every_byte_in_one_piece(data: bytes) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_console_says_that_it_is_there(size: int) -> None:
     assert DebugConsole(print).read(0, size) == b"\xe9" * size
+
+
+def test_the_first_writes_are_counted_and_then_something_is_done_once() -> None:
+    calls: list[str] = []
+    console = DebugConsole(After(lambda data: calls.append(data.decode()), 3, lambda: calls.append("then")))
+    for byte in b"abcde":
+        console.write(0, bytes((byte,)))
+    console.reset()
+    console.write(0, b"f")
+    assert calls == ["a", "b", "then", "c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize("which", ["out", "then"])
+def test_either_callable_may_wait_for_another_thread_that_writes(which: str) -> None:
+    written: list[bytes] = []
+
+    def wait(*_: object) -> None:
+        if not written:
+            written.append(b"")
+            assert Caller(lambda: console.write(0, b"other")).done()
+
+    def out(data: bytes) -> None:
+        if which == "out":
+            wait()
+        written.append(data)
+
+    console = DebugConsole(After(out, 1, wait if which == "then" else lambda: None))
+    console.write(0, b"one")
+    assert written == [b"", b"other", b"one"]
 
 
 # Debug exit

@@ -15,17 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvcpu.bus import PORTS_SIZE, Bus
+from pyvcpu.devices import virtio_mmio
 from pyvcpu.devices.acpi import SleepControl
 from pyvcpu.devices.debug import DebugConsole, DebugExit
 from pyvcpu.devices.device import StateDataError
+from pyvcpu.devices.disk_file import SECTOR
 from pyvcpu.devices.ioapic import EOI, IOREGSEL, IOWIN, PINS, Ioapic
 from pyvcpu.devices.reset import COMMAND_PORT, DATA_PORT, KeyboardController, ResetControl
 from pyvcpu.devices.rtc import Rtc
 from pyvcpu.devices.serial import FCR, IER, IIR, LSR, MCR, RBR, THR, Serial
+from pyvcpu.devices.virtio_blk import VirtioBlk
+from pyvcpu.devices.virtio_mmio import VirtioMmio
+from pyvcpu.devices.virtio_rng import VirtioRng
 from pyvcpu.errors import PyvcpuError
+from tests.virtio_driver import DATA, USED, Driver, readable, writable
 
 if TYPE_CHECKING:
     from pyvcpu.devices.device import Device
+    from pyvcpu.devices.virtio import VirtioDevice
 
 EXAMPLES = int(os.environ.get("PYVCPU_FUZZ", "30"))
 
@@ -46,6 +53,10 @@ class Subject:
     def __init__(self) -> None:
         self.log: list[object] = []
         self.now = 1_700_000_000.25
+
+    def take_world(self, other: Subject) -> None:
+        """Make what surrounds the device the same as another's: the time, and memory."""
+        self.now = other.now
 
     def note(self, kind: str) -> Callable[..., None]:
         return lambda *arguments: self.log.append((kind, *map(str, arguments)))
@@ -159,7 +170,65 @@ class IoapicSubject(OnBus):
             self.log.append(device.read(IOWIN, 4))
 
 
+class VirtioSubject(OnBus):
+    """A virtio device whose driver may do anything, with a memory that is like any other's at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(self.make())
+        self.driver.mmio = VirtioMmio(self.driver.mmio.device, self.driver.ram, self.note("irq"))
+        self.driver.set_queue()
+        self.driver.put(virtio_mmio.STATUS, 0)
+        self.driver.ram.write(DATA, bytes(16))
+        self.driver.chain(readable(DATA, 16), writable(DATA + 0x1000, SECTOR), writable(DATA + 0x100, 1))
+        self.device = self.driver.mmio
+        self.log.clear()
+
+    def make(self) -> VirtioDevice:
+        return VirtioBlk(Zeros())
+
+    def take_world(self, other: Subject) -> None:
+        assert isinstance(other, VirtioSubject)
+        self.driver.ram.bytes[:] = other.driver.ram.bytes
+        self.driver.offered, self.driver.seen = other.driver.offered, other.driver.seen
+
+    def do(self, step: Step) -> None:
+        if step.what == "host" and step.where < 3:
+            self.driver.ram.bytes[:0x1000] = bytes(0x1000)
+            self.driver.ram.bytes[0x3000:0x5000] = bytes(0x2000)
+            self.driver.start()
+        elif step.what == "host":
+            self.driver.offer(step.where % 3 // 2)
+            self.driver.put(virtio_mmio.QUEUE_NOTIFY, 0)
+        elif step.what == "write" and step.value:
+            self.driver.put(step.where * 4, step.value[0] % 16 if step.where < 0x20 else step.value[0] << 12)
+        else:
+            self.log.append(self.driver.get(step.where * 4))
+        self.log.append(self.driver.ram.read(USED, 0x100))
+
+
+class RngSubject(VirtioSubject):
+    def make(self) -> VirtioDevice:
+        return VirtioRng()
+
+
+class Zeros:
+    """A disk of zeros."""
+
+    size, readonly = 64 * SECTOR, False
+
+    def preadv(self, buffers: list[memoryview], offset: int) -> int:
+        return sum(map(len, buffers))
+
+    pwritev = preadv
+
+    def fsync(self) -> None:
+        pass
+
+
 SUBJECTS: dict[str, type[Subject]] = {
+    "disk": VirtioSubject,
+    "entropy": RngSubject,
     "console": ConsoleSubject,
     "exit": ExitSubject,
     "sleep": SleepSubject,
@@ -190,7 +259,7 @@ def test_a_restored_device_is_the_one_that_was_saved(
 ) -> None:
     used, fresh = kind(), kind()
     used.do_all(before)
-    fresh.now = used.now
+    fresh.take_world(used)
     state = used.device.state()
     fresh.device.restore(deepcopy(state))
     assert fresh.device.state() == state == used.device.state()
@@ -206,7 +275,7 @@ def test_a_used_device_takes_any_state(kind: type[Subject], one: list[Step], oth
     saved, used = kind(), kind()
     saved.do_all(one)
     used.do_all(other)
-    used.now = saved.now
+    used.take_world(saved)
     used.device.restore(saved.device.state())
     assert used.device.state() == saved.device.state()
     assert guest_sees(used.do_all(other)) == guest_sees(saved.do_all(other))
@@ -218,7 +287,7 @@ def test_a_used_device_takes_any_state(kind: type[Subject], one: list[Step], oth
 def test_a_reset_device_is_as_a_fresh_one(kind: type[Subject], before: list[Step], after: list[Step]) -> None:
     used, fresh = kind(), kind()
     used.do_all(before)
-    fresh.now = used.now
+    fresh.take_world(used)
     used.device.reset()
     fresh.device.reset()
     if isinstance(used.device, Serial):  # the input that the guest has not read stays

@@ -564,6 +564,7 @@ def test_a_forked_child_closes_its_descriptors_and_nothing_else(loop: Loop) -> N
         if not child:
             try:
                 before = fds()
+                loop.remove_fd(fd)
                 loop.close()
                 loop.close()
                 os._exit(0 if fds() == before - 2 else 1)
