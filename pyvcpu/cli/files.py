@@ -6,9 +6,11 @@ import os
 import stat
 
 from ..boot.multiboot import split_modules
-from ..devices.virtio_blk import DiskFile, VirtioBlk
+from ..devices.disk_file import DiskFile
+from ..devices.virtio_blk import VirtioBlk
 from ..errors import ConfigError
 from ..machine import read_image
+from . import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -42,6 +44,7 @@ class Disks:
     def __init__(self, texts: Sequence[str]) -> None:
         self.devices: list[VirtioBlk] = []
         self._fds: list[int] = []
+        self._disks: list[DiskFile] = []
         try:
             for text in texts:
                 self._open(text)
@@ -63,9 +66,13 @@ class Disks:
             hint = "; add ,ro to only read it" if isinstance(error, PermissionError) and not readonly else ""
             raise ConfigError(f"--disk {path}: {error.strerror}{hint}") from None
         self._fds.append(fd)
-        self.devices.append(VirtioBlk(DiskFile(fd, path, readonly=readonly), f"disk{len(self.devices)}"))
+        disk = DiskFile(fd, path, readonly=readonly, warn=say)
+        self._disks.append(disk)
+        self.devices.append(VirtioBlk(disk, f"disk{len(self.devices)}", warn=say))
 
     def close(self) -> None:
         """Close the files; closing again does nothing."""
+        while self._disks:
+            self._disks.pop().close()
         while self._fds:
             os.close(self._fds.pop())

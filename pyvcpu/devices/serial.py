@@ -33,6 +33,7 @@ from .serial_registers import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from .device import State
 
@@ -70,6 +71,8 @@ class Serial:
     line, which starts low. `on_listen()` is called once, at the guest's first sign that it listens: it reads
     RBR or LSR, or enables the receive interrupt; or restore() brings a guest that has done so.
 
+    `receive` goes through `gate`, which is shut while the world is held still.
+
     The host's input goes in through `receive` and `wait_room`. All that the FIFO has room for arrives at once, faster
     than on any line, and not before the guest listens: drivers clear the FIFO as they start. With the receive interrupt
     enabled, what comes next comes when IIR has said that nothing is to be done, and as long again as that took. IIR
@@ -95,9 +98,11 @@ class Serial:
         out: Callable[[bytes], object],
         set_irq: Callable[[bool], object] | None = None,
         on_listen: Callable[[], object] | None = None,
+        gate: AbstractContextManager[object] | None = None,
     ) -> None:
         self._out = out
         self._on_listen = on_listen
+        self._gate = gate
         self._lock = threading.Lock()
         self._line = Line(self._lock, set_irq or bool)
         self._receiver = Receiver(self._lock)
@@ -189,6 +194,12 @@ class Serial:
 
         In loopback mode the line is disconnected and there is room for none, as there is after close().
         """
+        if self._gate is None:
+            return self._receive(data)
+        with self._gate:
+            return self._receive(data)
+
+    def _receive(self, data: bytes) -> int:
         with self._lock:
             taken = self._receiver.take(data)
             due = self._line_due()

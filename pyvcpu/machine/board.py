@@ -68,7 +68,7 @@ class Board:
         self.gate = Gate()
         control.feeds.append(self.gate)
         self.irqchip = IrqChip(context, topology, self._add_ioapic)
-        self.com1 = Serial(output, lambda level: self.irqchip.set_line(COM1_IRQ, level), on_listen)
+        self.com1 = Serial(output, lambda level: self.irqchip.set_line(COM1_IRQ, level), on_listen, self.gate)
         self._add("com1", self.com1, self._ports.attach(COM1, Serial.LENGTH, self.com1), line=COM1_IRQ)
         console = DebugConsole(After(output, WORTH_COLLECTING, collect))
         self._add("debugcon", console, self._ports.attach(CONSOLE_PORT, 1, console))

@@ -336,7 +336,7 @@ class Machine:
     def stop(self, reason: str = "stopped", status: int | None = None) -> None:
         """End the run with an Outcome of this reason and status. Any thread, also from handlers, of signals, too.
 
-        It counts for the run under way, or for the next one where none has begun yet. The first end of a run counts.
+        It counts for the run under way; where there is none, the next one ends at once. The first end of a run counts.
         """
         self.control.finish(reason, status)
 

@@ -1,8 +1,8 @@
 """RunControl: how a run of a machine begins, stands still and ends; who waits for that, and who holds it.
 
 A run begins with resume() or run(), and ends once, with one outcome. The outcome, and what handlers raised, belong to
-that run. Who waits for it gets them, however late. An end that nobody has seen yet is kept: a run that has ended does
-not begin again before someone has.
+that run. Who waits for it gets them, however late. An end that nobody has seen yet is kept: no other run begins before
+someone has. So a stop() is never lost: where no run is under way, it is the end of the next one.
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ class RunControl:
         """End the run; `error` is raised in everyone who waits for it, also where it had ended before."""
 
         def note() -> None:
+            self._open_locked()
             if len(self.run.failures) < MOST_FAILURES and not any(error is known for known in self.run.failures):
                 self.run.failures.append(error)
             self._finish_locked(Outcome("failed", 1, current_cpu() if self.is_vcpu_thread() else None))
@@ -211,7 +212,7 @@ class RunControl:
         threading.Thread(target=self._with_lock, args=(function,), name="stop", daemon=True).start()
 
     def _finish_locked(self, outcome: Outcome) -> None:
-        if self.run.outcome is None:
+        if self._open_locked().outcome is None:
             self.run.outcome = outcome
             self.running = False
             self._command_all_locked(Command.PAUSE)

@@ -8,6 +8,7 @@ from ..kvm.abi import basic as abi
 from ..kvm.abi.layout import (
     EOI_VECTOR,
     EXIT_REASON,
+    IF_FLAG,
     IMMEDIATE_EXIT,
     MMIO_DATA,
     PIO_DATA,
@@ -176,7 +177,10 @@ def _mmio(cpu: Cpu) -> None:
         cpu.run[MMIO_DATA : MMIO_DATA + length] = cpu.context.mmio.read(cpu.vcpu, address, length)
 
 
-def _hlt(cpu: Cpu) -> str:
+def _hlt(cpu: Cpu) -> str | None:
+    if cpu.vcpu._interrupts and cpu.run[IF_FLAG]:
+        inject(cpu)  # it ends the HLT at once
+        return None
     cpu.vcpu.take_step(Command.HALT)
     return EXCP_HLT
 
