@@ -226,7 +226,8 @@ def test_a_guest_that_reads_one_byte_and_resets_many_times(tmp_path: Path) -> No
         process.stdin.flush()
         assert process.stdout.read(rounds - rounds // 2) == text[rounds // 2 : rounds]
         after = usage(process.pid)
-        assert after[:2] == before[:2]
+        assert after[0] == before[0]
+        assert after[1] <= before[1] + 1, "the thread for output may come late"
         assert after[2] < before[2] + 512, "KiB resident"
         assert process.wait(LONG) == 124
 
