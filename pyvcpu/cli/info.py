@@ -8,7 +8,7 @@ from ..kvm.abi import basic as abi
 from ..kvm.abi.caps import Cap
 from ..kvm.errors import KvmError
 from ..kvm.system import Kvm
-from ..machine.checks import REQUIRED
+from ..machine.host import REQUIRED
 from . import NO_KVM, USAGE, complain
 from .options import KVM_OPTION, Option, default_kvm
 

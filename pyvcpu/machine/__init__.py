@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
+from .host import read_image as read_image
 from .machine import Machine as Machine
-from .machine import read_image as read_image

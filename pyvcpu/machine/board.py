@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 from ..devices.debug import CONSOLE_PORT, EXIT_PORT, After, DebugConsole, DebugExit
 from ..devices.reset import RESET_CONTROL_PORT, KeyboardController, ResetControl
 from ..devices.serial import COM1, COM1_IRQ, Serial
 from ..errors import ConfigError, PyvcpuError
-from ..kvm.abi.capabilities import KVM_CAP_IOEVENTFD
+from ..kvm.abi.basic import KVM_CAP_IOEVENTFD
 from ..kvm.errors import KvmError
-from .eventloop import EventLoop
 from .gate import Gate
 from .irqchip import IrqChip
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..kvm.vm import VmFd
     from ..vcpu.context import KvmContext
     from ..x86.topology import Topology
+    from .eventloop import EventLoop
     from .runcontrol import RunControl
 
 # Where virtio devices are: in the hole below 4 GiB, on the IOAPIC's pins that no ISA device has.
@@ -60,8 +62,8 @@ class Board:
         self._control = control
         self._ports, self._mmio = context.ports, context.mmio
         self._virtio: list[tuple[int, int, int]] = []  # address, length, GSI
-        self.loop = EventLoop(control.fail)
-        control.devices.append(self.loop)
+        self._loop: EventLoop | None = None
+        self._loop_lock = threading.Lock()
         self._notifiers: list[Notifiers] = []
         self.devices: dict[str, Any] = {}
         self._lines: dict[str, int] = {}
@@ -79,6 +81,21 @@ class Board:
         keyboard = KeyboardController(reset)
         keyboard.attach_to(self._ports)
         self._add("i8042", keyboard)
+
+    @property
+    def loop(self) -> EventLoop:
+        """What serves descriptors and timers beside the vCPUs, made when it is first asked for. Any thread."""
+        with self._loop_lock:
+            if self._loop is None:
+                from .eventloop import EventLoop
+
+                self._loop = EventLoop(self._control.fail)
+                self._control.add_devices(self._loop)
+            return self._loop
+
+    def is_own_thread(self) -> bool:
+        """Return whether the calling thread is one that serves devices."""
+        return self._loop is not None and self._loop.is_own_thread()
 
     def _add(self, name: str, device: Any, region: Region | None = None, *, line: int | None = None) -> None:
         self.devices[name] = device
@@ -178,13 +195,15 @@ class Board:
 
     def close(self) -> None:
         """End the threads of the devices; no vCPU runs any more."""
-        self.loop.close()
+        if self._loop is not None:
+            self._loop.close()
         self.irqchip.unplug()  # a thread that feeds a device may be late
         self._close_notifiers()
 
     def close_copies(self) -> None:
         """Close the fds that a forked child has copies of."""
-        self.loop.close()
+        if self._loop is not None:
+            self._loop.close()
         self._close_notifiers()
 
     def _close_notifiers(self) -> None:

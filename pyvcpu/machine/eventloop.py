@@ -6,10 +6,11 @@ import os
 import select
 import threading
 from heapq import heappop, heappush
-from time import monotonic, monotonic_ns
+from time import monotonic_ns
 
 from ..errors import StateError
 from ..posix import signal
+from ..vcpu.cond import new_bell, wait_for_bell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -17,9 +18,6 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     Callback = Callable[[], object]
 
-NEVER = float("inf")
-# Seconds: Python sees a signal that comes just before a thread goes to sleep only when that wakes up.
-LONGEST = 0.25
 SECOND = 10**9
 
 
@@ -158,7 +156,7 @@ class EventLoop:
 
         A guest that asks for more all the time can make that last: give a `timeout`, in seconds. False from a callback.
         """
-        bell = _new_bell()
+        bell = new_bell()
         with self._lock:
             if self._thread is None:
                 return not self._closed
@@ -167,7 +165,7 @@ class EventLoop:
             self._drains.append(bell)
             self._wake_up()
         try:
-            rung = _wait_for(bell, timeout)
+            rung = wait_for_bell(bell, timeout)
         finally:
             with self._lock:
                 if bell in self._drains:
@@ -253,14 +251,14 @@ class EventLoop:
 
     def _wait_idle(self, callback: object, timeout: float | None) -> bool:
         """Wait until `callback`, or with None any, does not run; False when `timeout` seconds passed first."""
-        bell = _new_bell()
+        bell = new_bell()
         with self._lock:
             if self._busy is None or callback not in (None, self._busy):
                 return True
             if self._thread is threading.current_thread():
                 return True
             self._bells.append(bell)
-        return _wait_for(bell, timeout)
+        return wait_for_bell(bell, timeout)
 
     # The thread
 
@@ -386,18 +384,3 @@ def _ring(bells: Iterable[threading.Lock]) -> None:
 
 class _Nameless:
     """Whoever holds a loop without a name."""
-
-
-def _new_bell() -> threading.Lock:
-    """Return a lock that is held: its release wakes whoever waits for it."""
-    bell = threading.Lock()
-    bell.acquire()
-    return bell
-
-
-def _wait_for(bell: threading.Lock, timeout: float | None) -> bool:
-    end = NEVER if timeout is None else monotonic() + timeout
-    while not bell.acquire(timeout=min(max(0.0, end - monotonic()), LONGEST)):
-        if monotonic() >= end:
-            return False
-    return True

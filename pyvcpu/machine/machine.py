@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 
 from .. import boot
 from ..addresses import AddressSpace
-from ..bus import Region
 from ..devices.debug import CONSOLE_PORT
-from ..errors import ConfigError, PyvcpuError, StateError
+from ..errors import ConfigError, StateError
 from ..kvm.system import DEVICE, Kvm
 from ..memory import GuestMemory
 from ..vcpu import State, Vcpu
@@ -22,10 +20,10 @@ from ..x86 import topology
 from ..x86.cpu import Cpu as CpuModel
 from ..x86.cpu import parse as parse_cpu
 from .board import Board
-from .checks import check_smp, require_capabilities, warn_by_default
+from .host import check_smp, read_image, require_capabilities, to_stdout, warn_by_default
 from .irqchip import KINDS, IrqChip
 from .outcome import Outcome
-from .runcontrol import Hold, RunControl
+from .serving import Serving
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -33,33 +31,15 @@ if TYPE_CHECKING:  # mypy reads this as True
     from typing import Any, Self
 
     from ..boot import Plan
-    from ..exits import ExitEvent
-    from ..vcpu.context import Probe
-    from .coalesced import Coalescer
 
     Image = bytes | bytearray | str | os.PathLike[str]
 
 COUNTED = ("flat", "elf")  # formats whose guests are told the number of vCPUs in (R)SI
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
-CHUNK = 1 << 20
 
 
-def to_stdout(data: bytes) -> None:
-    """Write what the guest says to standard output, at once, and behind what the program has printed before."""
-    out = sys.stdout
-    if out is None:  # as print() does where there is none
-        return
-    out.flush()
-    stream = getattr(out, "buffer", None)
-    if stream is None:  # a replacement that takes text only
-        out.write(data.decode("latin-1"))
-    else:
-        stream.write(data)
-    out.flush()
-
-
-class Machine:
+class Machine(Serving):
     """A virtual machine with `smp` processors and `memory` bytes of RAM.
 
     `memory`: a size such as "64M". `smp`: a number, or a text as of --smp: "8,sockets=2,cores=2,threads=2,maxcpus=16".
@@ -94,6 +74,7 @@ class Machine:
         warn: Callable[[str], object] | None = None,
         kvm: str | Kvm = DEVICE,
     ) -> None:
+        super().__init__()
         self._open = False
         self.topology = topology.parse(smp)
         model = parse_cpu(cpu) if isinstance(cpu, str) else cpu
@@ -101,9 +82,7 @@ class Machine:
             raise ConfigError(f"irqchip must be none, kernel or split, not {irqchip!r}")
         self._wanted_irqchip = irqchip
         self._plan: Plan | None = None
-        self._coalescer: Coalescer | None = None
         self._closers: list[Callable[[], object]] = []  # in order of creation
-        self.control = RunControl()
         try:
             self._build(memory, model, kvm, warn or warn_by_default)
             self._build_board(output, on_listen)
@@ -208,85 +187,6 @@ class Machine:
         for address, data in self._plan.segments if self._plan is not None else ():
             self.memory.write(address, data)
 
-    def on_port(
-        self,
-        port: int,
-        *,
-        read: Callable[[Vcpu, int], bytes | int] | None = None,
-        write: Callable[[Vcpu, bytes], object] | None = None,
-        name: str = "handler",
-        coalesce: bool = False,
-    ) -> Region:
-        """Serve `port`: `read(vcpu, size)` returns `size` bytes or a number, `write(vcpu, data)` takes bytes.
-
-        They run on the thread of the vCPU that made the access; what they raise stops the machine and comes out of
-        run(). A string instruction calls once per element. Raise ConfigError when the port is taken. Any thread.
-
-        `coalesce`: KVM collects the writes, which is four times as fast as an exit for each. They are served before
-        any later exit, within 20 ms, and at the end. `write` is then called with None for the vCPU, and once for
-        several writes in turn, their bytes joined.
-        """
-        region = self.ports.claim(
-            port,
-            1,
-            read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
-            write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
-            direct=write,
-            name=name,
-        )
-        if coalesce:
-            self._coalesce(port, 1, region, pio=True)
-        return region
-
-    def on_mmio(
-        self,
-        address: int,
-        length: int,
-        *,
-        read: Callable[[Vcpu, int, int], bytes | int] | None = None,
-        write: Callable[[Vcpu, int, bytes], object] | None = None,
-        name: str = "handler",
-        coalesce: bool = False,
-    ) -> Region:
-        """Serve `length` bytes of address space from guest physical `address` on, which is not RAM.
-
-        `read(vcpu, offset, size)`, `write(vcpu, offset, data)` and `coalesce` otherwise as in on_port(), but that
-        each write is one call.
-        """
-        region = self.addresses.claim_mmio(address, length, read=read, write=write, name=name)
-        if coalesce:
-            self._coalesce(address, length, region, pio=False)
-        return region
-
-    def _coalesce(self, address: int, length: int, region: Region | None, *, pio: bool) -> None:
-        """Let KVM collect the writes to a range; where it cannot, give `region` back and raise its ConfigError."""
-        from .coalesced import Coalescer
-
-        with self.control.start_lock:
-            coalescer = self._coalescer = self._coalescer or Coalescer(self.context, self.control)
-        try:
-            coalescer.add(address, length, pio=pio)
-        except PyvcpuError:
-            if region is not None:
-                (self.ports if pio else self.mmio).release(region)
-                raise
-
-    def on_exit(self, reason: int, handler: Callable[[Vcpu, ExitEvent], object]) -> None:
-        """Call `handler(vcpu, exit)` at exits of `reason` (kvm.abi.Exit), before anything else looks at them.
-
-        True from it: dealt with, run on. Anything else: go on as without it. Before start() only.
-        """
-        self._not_started("register exit handlers")
-        self.context.exit_handlers[int(reason)] = handler
-
-    def observe(self, probe: Probe) -> None:
-        """Let `probe` see what the vCPUs do: a Stats or Trace. Before start() only."""
-        self._not_started("observe() it")
-        probe.attach(len(self.vcpus))
-        self.context.probe = probe
-        for vcpu in self.vcpus:
-            vcpu.probe = probe
-
     # Running it.
 
     def start(self) -> None:
@@ -324,83 +224,6 @@ class Machine:
             self.pause()
         # What ended the machine while it was being paused counts, too: a handler's exception must not get lost.
         return self.control.wait(run, 0) or outcome or Outcome("timeout")
-
-    def wait(self, timeout: float | None = None) -> Outcome | None:
-        """Wait for the end of a machine that was resumed: None when `timeout` seconds passed first.
-
-        Everyone who waits gets the same outcome, and each thread each exception of a handler once.
-        """
-        self._not_in_handler("wait")
-        return self.control.wait(self.control.current(), timeout)
-
-    def stop(self, reason: str = "stopped", status: int | None = None) -> None:
-        """End the run with an Outcome of this reason and status. Any thread, also from handlers, of signals, too.
-
-        It counts for the run under way; where there is none, the next one ends at once. The first end of a run counts.
-        """
-        self.control.finish(reason, status)
-
-    def resume(self) -> None:
-        """Let all vCPUs run (again). Any thread.
-
-        The run goes on, or a new one begins where the last has ended. It does not as long as nobody has seen that end:
-        wait() for it first.
-        """
-        self._not_closed()
-        self.control.resume()
-
-    def pause(self, timeout: float | None = None) -> bool:
-        """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first.
-
-        From a handler it only posts the command. KVM has then completed every access, and no virtio device is in the
-        middle of a request: registers, memory and disks are whole. paused() also keeps other threads from resuming it.
-        """
-        return self.control.pause(timeout)
-
-    def paused(self, by: str = "", timeout: float | None = None) -> Hold:
-        """Hold the world still: `with machine.paused(): ...`.
-
-        Inside, all vCPUs stand still with their accesses completed, collected writes and virtio requests are served,
-        and what the host feeds the guest waits: serial input, lines, timers of devices. It nests, and several threads
-        may hold it; the machine goes on, if it ran, when the last lets go. `by` says what for: `machine.holders` has
-        it. Raise StateError in a handler, TimeoutError when it does not stand still within `timeout` seconds.
-        """
-        return Hold(self.control, by, timeout)
-
-    @property
-    def holders(self) -> tuple[str, ...]:
-        """Who holds the world still: the name of each thread, and what for."""
-        with self.control.lock:
-            return tuple(self.control.holders)
-
-    def unplug(self, index: int) -> None:
-        """Take vCPU `index` out of the running machine; its thread ends.
-
-        Raise StateError when it is out already. From a handler it only posts the command.
-        """
-        vcpu = self._vcpu(index)
-        if self.control.is_vcpu_thread():
-            vcpu.unplug()
-            return
-        with self.control.start_lock:
-            vcpu.unplug()
-
-    def plug(self, index: int) -> None:
-        """Put vCPU `index`, below maxcpus, into the machine: it starts anew, and runs if the machine does.
-
-        It begins where its image has it begin: at the entry with start="all", with "bsp" waiting for INIT-SIPI-SIPI.
-        Nothing of a former life is left. Raise StateError when it is in already, or the machine was never started.
-        """
-        self._not_closed()
-        self._vcpu(index).plug()
-
-    def _vcpu(self, index: int) -> Vcpu:
-        if not isinstance(index, int):
-            raise TypeError(f"a vCPU is named by its index, a number, not by {index!r}")
-        if not 0 <= index < len(self.vcpus):
-            hint = "; more need maxcpus= in smp" if index >= 0 else ""
-            raise ConfigError(f"this machine has room for vCPUs 0 to {len(self.vcpus) - 1}, not for {index}{hint}")
-        return self.vcpus[index]
 
     def reset(self, reload: bool = False) -> None:
         """Put the machine back to its start: every vCPU that is in it, the interrupt controllers, every device.
@@ -506,24 +329,10 @@ class Machine:
         warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, stacklevel=2, source=self)
         if not self.control.is_ours:
             self._close_copies()
-        elif self.control.is_vcpu_thread() or self.board.loop.is_own_thread():
+        elif self.control.is_vcpu_thread() or self.board.is_own_thread():
             threading.Thread(target=self._close_all, name="close", daemon=True).start()
         else:
             self._close_all()
-
-    def _not_closed(self) -> None:
-        if not self.control.is_ours:
-            raise StateError("the machine belongs to the process that made it; a forked child can only close it")
-        if self.control.closed:
-            raise StateError("the machine is closed; make another one")
-
-    def _not_started(self, what: str) -> None:
-        if any(vcpu.state not in NO_THREAD for vcpu in self.vcpus):
-            raise StateError(f"the vCPUs are started already: {what} before start() or run()")
-
-    def _not_in_handler(self, what: str) -> None:
-        if self.control.is_vcpu_thread():
-            raise StateError(f"{what}() would wait for the vCPU whose handler calls it; use stop() there")
 
     def __enter__(self) -> Self:
         return self
@@ -547,12 +356,3 @@ class _Collect:
         machine = self._machine()
         if machine is not None:
             machine._coalesce(CONSOLE_PORT, 1, None, pio=True)
-
-
-def read_image(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read an image file; of one that is larger than `limit` bytes, only so much as shows that it is."""
-    content = bytearray()
-    with open(path, "rb") as file:
-        while len(content) <= limit and (chunk := file.read(CHUNK)):
-            content += chunk
-    return bytes(content)

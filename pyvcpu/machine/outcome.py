@@ -1,6 +1,8 @@
-"""Outcome: how a run of a machine ended."""
+"""Outcome: how a run of a machine ended. Run: one run, with its outcome and what handlers raised in it."""
 
 from __future__ import annotations
+
+from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -48,3 +50,36 @@ class Outcome:
     def __repr__(self) -> str:
         who = "" if self.vcpu is None else f" by vCPU {self.vcpu.index}"
         return f"<Outcome {self.reason}{who}, status {self.status}>"
+
+
+class Run:
+    """One run: from the end of the one before to its own. All of it under the machine's lock."""
+
+    __slots__ = ("_seen", "failures", "outcome", "seen")
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self.failures: list[BaseException] = []
+        self.seen = False  # somebody has got the outcome
+        self._seen: dict[int, int] = {}  # how many of the failures each thread has got
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and somebody knows all of it."""
+        return self.outcome is not None and self.seen and max(self._seen.values(), default=0) >= len(self.failures)
+
+    def tell(self) -> Outcome | None:
+        """Return the outcome, or raise the first failure that this thread has not got yet."""
+        thread = get_ident()
+        at = self._seen.get(thread, 0)
+        if at < len(self.failures):
+            self._seen[thread] = at + 1
+            self.seen = True
+            raise self.failures[at]
+        self.seen |= self.outcome is not None
+        return self.outcome
+
+    def unseen(self) -> BaseException | None:
+        """Return the first failure that nobody has got."""
+        at = max(self._seen.values(), default=0)
+        return self.failures[at] if at < len(self.failures) else None

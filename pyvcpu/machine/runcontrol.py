@@ -15,7 +15,7 @@ from ..errors import StateError
 from ..vcpu import Command, State, Vcpu, current_cpu
 from ..vcpu.cond import Cond
 from ..vcpu.states import BEING_BORN, MOVING, NO_THREAD, STATES
-from .outcome import Outcome
+from .outcome import Outcome, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -43,39 +43,6 @@ if TYPE_CHECKING:  # mypy reads this as True
 PATIENCE = 0.01  # seconds that a pause waits for a vCPU to run which was just resumed
 DRAIN = 0.05  # seconds that a pause gives to requests that were made before it
 MOST_FAILURES = 64  # that are kept of a run; each vCPU has one, a device may have more
-
-
-class Run:
-    """One run: from the end of the one before to its own. All of it under the machine's lock."""
-
-    __slots__ = ("_seen", "failures", "outcome", "seen")
-
-    def __init__(self) -> None:
-        self.outcome: Outcome | None = None
-        self.failures: list[BaseException] = []
-        self.seen = False  # somebody has got the outcome
-        self._seen: dict[int, int] = {}  # how many of the failures each thread has got
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, and somebody knows all of it."""
-        return self.outcome is not None and self.seen and max(self._seen.values(), default=0) >= len(self.failures)
-
-    def tell(self) -> Outcome | None:
-        """Return the outcome, or raise the first failure that this thread has not got yet."""
-        thread = threading.get_ident()
-        at = self._seen.get(thread, 0)
-        if at < len(self.failures):
-            self._seen[thread] = at + 1
-            self.seen = True
-            raise self.failures[at]
-        self.seen |= self.outcome is not None
-        return self.outcome
-
-    def unseen(self) -> BaseException | None:
-        """Return the first failure that nobody has got."""
-        at = max(self._seen.values(), default=0)
-        return self.failures[at] if at < len(self.failures) else None
 
 
 class RunControl:
@@ -112,6 +79,13 @@ class RunControl:
         self.vcpus = vcpus
         for vcpu in vcpus:
             self.counts[vcpu.state] += 1
+
+    def add_devices(self, devices: Devices) -> None:
+        """Have something more stand still with the world, at once if that is held already. Any thread."""
+        with self.lock:
+            self.devices.append(devices)
+            for _ in range(len(self.holders) + self._devices_paused):
+                devices.hold(0)  # it is new: nothing is under way in it
 
     @property
     def held(self) -> bool:

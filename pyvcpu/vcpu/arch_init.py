@@ -7,12 +7,11 @@ from errno import EIO, ENOTTY
 
 from ..errors import ConfigError
 from ..kvm.abi import basic as abi
-from ..kvm.abi import capabilities
 from ..kvm.cpuid import CpuidTable
 from ..kvm.errors import KvmError
 from ..x86 import paravirt
 from ..x86.cpuid import EDX, Leaves
-from . import state
+from . import pieces
 from .arch_realize import apic_realize
 
 TYPE_CHECKING = False
@@ -32,6 +31,8 @@ def arch_init_vcpu(cpu: Cpu) -> None:
     """
     step = cpu.step
     if cpu.has_lived:
+        from . import state
+
         step("cpu_reset", lambda: state.reset(cpu))
         return
     step("kvm_arch_set_tsc_khz", lambda: set_tsc_khz(cpu))  # 1
@@ -40,7 +41,7 @@ def arch_init_vcpu(cpu: Cpu) -> None:
     step("setup_mce", lambda: setup_mce(cpu))
     step("KVM_SET_CPUID2", lambda: set_cpuid2(cpu, leaves))  # 4
     step("x86_cpu_apic_realize", lambda: apic_realize(cpu))  # 9 of realize
-    step("cpu_reset", lambda: state.cpu_reset(cpu))  # 10 of realize
+    step("cpu_reset", lambda: pieces.cpu_reset(cpu))  # 10 of realize
 
 
 def set_tsc_khz(cpu: Cpu) -> None:
@@ -52,7 +53,7 @@ def set_tsc_khz(cpu: Cpu) -> None:
     asked, found = cpu.template.model.tsc_khz, tsc_khz(cpu)
     if asked and not _close(asked, found):
         refusal = f"--cpu tsc-khz={asked} cannot be had: this KVM runs the TSC at {found or 'an unknown number of'} kHz"
-        if not cpu.context.has(capabilities.KVM_CAP_TSC_CONTROL):
+        if not cpu.context.has(abi.KVM_CAP_TSC_CONTROL):
             raise ConfigError(f"{refusal} and cannot scale it (KVM_CAP_TSC_CONTROL)")
         try:
             cpu.fd.set_tsc_khz(asked)
@@ -83,6 +84,8 @@ def hyperv_cpuid(cpu: Cpu) -> Leaves:
     context, model = cpu.context, cpu.template.model
     if not model.hv:
         return Leaves({}, ())
+    from ..kvm.abi import capabilities
+
     if context.has(capabilities.KVM_CAP_SYS_HYPERV_CPUID):
         table = context.kvm.get_supported_hv_cpuid()
     elif context.has(capabilities.KVM_CAP_HYPERV_CPUID):
@@ -118,7 +121,7 @@ def setup_mce(cpu: Cpu) -> None:
 
 def supported_mcg_cap(context: KvmContext, wanted: int) -> int:
     """Return what KVM supports of an IA32_MCG_CAP: its flags, and at most so many banks; 0 without machine checks."""
-    banks = context.has(capabilities.KVM_CAP_MCE)
+    banks = context.has(abi.KVM_CAP_MCE)
     if not banks:
         return 0
     flags = c_uint64()

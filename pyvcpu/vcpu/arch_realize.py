@@ -7,7 +7,7 @@ ids, so steps 1 to 5 are done once, for the first one that is realized.
 from __future__ import annotations
 
 from ..errors import ConfigError
-from ..kvm.abi import capabilities
+from ..kvm.abi import basic as abi
 from ..x86 import paravirt
 from ..x86.cpuid import (
     ADDRESS_SIZES,
@@ -87,7 +87,7 @@ def supported_leaves(context: KvmContext, template: CpuTemplate) -> Leaves:
         hidden = X2APIC | TSC_DEADLINE
     else:
         hidden = 0
-        shown |= TSC_DEADLINE if context.has(capabilities.KVM_CAP_TSC_DEADLINE_TIMER) else 0
+        shown |= TSC_DEADLINE if context.has(abi.KVM_CAP_TSC_DEADLINE_TIMER) else 0
     leaves.change(FEATURES, ECX, shown | hidden, shown)
     if leaves.is_amd:  # the leaves of this feature are made here, whatever the host has
         leaves.change(EXTENDED_FEATURES, ECX, TOPOEXT, TOPOEXT)
@@ -181,12 +181,12 @@ def enable_x2apic_api(context: KvmContext, topology: Topology) -> None:
         return
     from ..kvm.abi import features
 
-    if not context.has(capabilities.KVM_CAP_X2APIC_API):
+    if not context.has(abi.KVM_CAP_X2APIC_API):
         raise ConfigError(
             f"APIC ids above {LAST_XAPIC_ID} need KVM_CAP_X2APIC_API, which this KVM lacks; ask for fewer vCPUs"
         )
     context.vm.enable_cap(
-        capabilities.KVM_CAP_X2APIC_API,
+        abi.KVM_CAP_X2APIC_API,
         features.KVM_X2APIC_API_USE_32BIT_IDS | features.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     )
 

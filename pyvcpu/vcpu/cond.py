@@ -16,6 +16,22 @@ NEVER = float("inf")
 LONGEST = 0.25
 
 
+def new_bell() -> threading.Lock:
+    """Return a lock that is held: its release wakes whoever waits for it."""
+    bell = threading.Lock()
+    bell.acquire()
+    return bell
+
+
+def wait_for_bell(bell: threading.Lock, timeout: float | None) -> bool:
+    """Wait until `bell` is released, at most `timeout` seconds; return whether it was."""
+    end = NEVER if timeout is None else monotonic() + timeout
+    while not bell.acquire(timeout=min(max(0.0, end - monotonic()), LONGEST)):
+        if monotonic() >= end:
+            return False
+    return True
+
+
 class Cond:
     """Wait until something holds that is guarded by a lock.
 
@@ -46,8 +62,7 @@ class Cond:
         `on_delay()`, if it is set, is called with the lock held each time that LONGEST has passed in vain.
         """
         end = NEVER if timeout is None else monotonic() + timeout
-        bell = threading.Lock()
-        bell.acquire()
+        bell = new_bell()
         waiting = (predicate, bell)
         try:
             with self._lock:

@@ -10,7 +10,6 @@ from struct import Struct, iter_unpack, pack
 
 from ..errors import PyvcpuError
 from ..kvm.abi import basic as abi
-from ..kvm.abi import capabilities
 from ..kvm.abi.layout import IMMEDIATE_EXIT
 from ..x86.cpuid import EAX, FEATURES
 from ..x86.start import set_start
@@ -31,7 +30,6 @@ RESET_RIP, RESET_RFLAGS = 0xFFF0, 1 << 1  # SDM vol. 3A table 10-1
 FINISH_TRIES = 64  # a page-crossing string instruction asks again for each piece
 GUEST_DEBUG_SIZE = 72
 KHZ, STATE = Struct("<Q"), Struct("<I")
-MSR = "<QQ"  # index, value
 CPUID_ENTRY = 40
 XCR = "<QQ"  # number, value
 NESTED_HEAD, NO_ADDRESS = 128, 0xFFFF_FFFF_FFFF_FFFF  # sizeof struct kvm_nested_state; KVM's "none"
@@ -59,6 +57,13 @@ def finish_io(cpu: Cpu) -> None:
 
 def unchanged(cpu: Cpu, machine_wide: bool) -> None:
     """Leave the piece as it is at a reset."""
+
+
+def pairs(what: str, data: bytes) -> list[tuple[int, int]]:
+    """Return the pairs of 8-byte numbers that `data` consists of."""
+    if len(data) % 16:
+        raise VcpuStateError(f"a list of {what}s consists of pairs of 16 bytes, not of {len(data)} bytes")
+    return list(iter_unpack("<QQ", data))
 
 
 def structure(get: Ioctl, set: Ioctl) -> tuple[Get, Set]:
@@ -185,6 +190,18 @@ def reset_sregs(cpu: Cpu, machine_wide: bool) -> bytes:
     return _start(cpu)[1]
 
 
+def cpu_reset(cpu: Cpu) -> None:
+    """Put a new vCPU into its starting state; KVM gives it all else as it is after reset (QEMU: cpu_reset).
+
+    These are the pieces of the table that differ; state.reset() sets all.
+    """
+    regs, sregs = _start(cpu)
+    set_sregs(cpu, sregs)
+    set_regs(cpu, regs)
+    if cpu.has_apic:
+        set_mp_state(cpu, reset_mp_state(cpu, False))
+
+
 def _start(cpu: Cpu) -> tuple[bytes, bytes]:
     regs, sregs = abi.kvm_regs(), abi.kvm_sregs.from_buffer_copy(cpu.reset_sregs)
     if cpu.vcpu.start is None:
@@ -202,7 +219,7 @@ def get_xcrs(cpu: Cpu) -> bytes:
 
 def set_xcrs(cpu: Cpu, data: bytes) -> None:
     """Set extended control registers."""
-    cpu.fd.set_xcrs(dict(_pairs("XCR", data)))
+    cpu.fd.set_xcrs(dict(pairs("XCR", data)))
 
 
 def reset_xcrs(cpu: Cpu, machine_wide: bool) -> bytes:
@@ -222,7 +239,7 @@ def reset_fpu(cpu: Cpu, machine_wide: bool) -> bytes:
 
 def get_xsave(cpu: Cpu) -> bytes:
     """Return the XSAVE area, as large as this vCPU's is."""
-    return cpu.fd.get_xsave2() if cpu.context.has(capabilities.KVM_CAP_XSAVE2) else cpu.fd.get_xsave()
+    return cpu.fd.get_xsave2() if cpu.context.has(abi.KVM_CAP_XSAVE2) else cpu.fd.get_xsave()
 
 
 def set_xsave(cpu: Cpu, data: bytes) -> None:
@@ -269,7 +286,7 @@ def set_events(cpu: Cpu, data: bytes) -> None:
         | events.KVM_VCPUEVENT_VALID_SIPI_VECTOR
         | events.KVM_VCPUEVENT_VALID_SHADOW
     )
-    if cpu.context.has(capabilities.KVM_CAP_X86_SMM):
+    if cpu.context.has(abi.KVM_CAP_X86_SMM):
         value.flags |= events.KVM_VCPUEVENT_VALID_SMM
     cpu.fd.ioctl(events.KVM_SET_VCPU_EVENTS, value)
     cpu.fd.events_set = False  # whether it is halted is a piece of its own
@@ -322,85 +339,3 @@ def reset_nested_state(cpu: Cpu, machine_wide: bool) -> bytes:
     else:
         none.hdr.vmx.vmxon_pa = none.hdr.vmx.vmcs12_pa = NO_ADDRESS
     return bytes(none)
-
-
-# Model-specific registers.
-
-
-def get_msrs(cpu: Cpu) -> bytes:
-    """Return the MSRs that KVM lets the host read and write, 16 bytes each: index, value; in a safe order."""
-    return b"".join(pack(MSR, index, value) for index, value in cpu.fd.get_msrs(msrs_after_reset(cpu)))
-
-
-def set_msrs(cpu: Cpu, data: bytes) -> None:
-    """Set MSRs; raise VcpuStateError, which names it, at one that KVM refuses: those before it are set."""
-    from ..kvm.msrs import MsrError
-
-    pairs = _pairs("MSR", data)
-    try:
-        cpu.fd.set_msrs(pairs)
-    except MsrError as error:
-        value = dict(pairs)[error.index]
-        raise VcpuStateError(f"vCPU {cpu.index}: KVM refuses {value:#x} for MSR {error.index:#x}") from None
-    except ValueError as error:
-        raise VcpuStateError(str(error)) from None
-
-
-def reset_msrs(cpu: Cpu, machine_wide: bool) -> bytes:
-    """Return what MSRs hold after reset; those that belong to the machine only if all of it is being reset."""
-    from ..x86.reset import OF_MACHINE
-
-    known = msrs_after_reset(cpu).items()
-    return b"".join(pack(MSR, *pair) for pair in known if machine_wide or pair[0] not in OF_MACHINE)
-
-
-def msrs_after_reset(cpu: Cpu) -> dict[int, int]:
-    """Return the MSRs and their values after reset: KVM is asked, once per machine, with a vCPU that never ran.
-
-    It is one of a VM of its own, because a VM can use an id once only.
-    """
-    template, kvm = cpu.template, cpu.context.kvm
-    with cpu.control.lock:
-        known = template.reset_msrs
-    if known is None:
-        with kvm.create_vm() as vm, vm.create_vcpu(0) as fd:
-            known = _read_new(cpu, fd)
-        with cpu.control.lock:
-            template.reset_msrs = known
-    return known
-
-
-def _read_new(cpu: Cpu, fd: Any) -> dict[int, int]:
-    """Return what `fd`, a vCPU that never ran, holds in all MSRs that can be read and written back."""
-    from ..x86 import reset
-
-    fd.set_cpuid2(cpu.cpuid)
-    if cpu.mcg_cap:
-        fd.x86_setup_mce(cpu.mcg_cap)
-    listed = [*cpu.context.kvm.get_msr_index_list(), *reset.MTRRS, *reset.machine_check_msrs(cpu.mcg_cap & 0xFF)]
-    last = [index for index in listed if index in reset.LAST_MSRS]
-    readable = _accepted(fd.get_msrs, [index for index in dict.fromkeys(listed) if index not in last] + last)
-    found = dict(_accepted(fd.set_msrs, fd.get_msrs(readable)))
-    found.pop(reset.HV_VP_INDEX, None)
-    found[reset.IA32_TSC] = reset.TSC_TO_SYNCHRONIZE
-    return found
-
-
-def _accepted(request: Callable[[list[Any]], object], items: list[Any]) -> list[Any]:
-    """Return those of `items` that `request`, which stops at the first that KVM refuses, accepts."""
-    from ..kvm.msrs import MsrError
-
-    accepted: list[Any] = []
-    while True:
-        try:
-            request(items)
-            return accepted + items
-        except MsrError as error:  # listed, and yet not for this processor
-            accepted += items[: error.position]
-            items = items[error.position + 1 :]
-
-
-def _pairs(what: str, data: bytes) -> list[tuple[int, int]]:
-    if len(data) % 16:
-        raise VcpuStateError(f"a list of {what}s consists of pairs of 16 bytes, not of {len(data)} bytes")
-    return list(iter_unpack(MSR, data))

@@ -6,7 +6,7 @@ from ..exits import describe
 from ..kvm.abi import basic as abi
 from ..kvm.errors import KvmError
 from ..memory import GuestMemoryError
-from . import state
+from .pieces import get_regs, get_sregs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -20,8 +20,8 @@ LONG_MODE = 1 << 10  # EFER.LMA
 def crash_report(cpu: Cpu, event: ExitEvent) -> str:
     """Return what is known of a fatal exit, in lines for people; on the vCPU's thread."""
     try:
-        regs = abi.kvm_regs.from_buffer_copy(state.get(cpu, "regs"))
-        sregs = abi.kvm_sregs.from_buffer_copy(state.get(cpu, "sregs"))
+        regs = abi.kvm_regs.from_buffer_copy(get_regs(cpu))
+        sregs = abi.kvm_sregs.from_buffer_copy(get_sregs(cpu))
     except KvmError as error:
         return f"vCPU {cpu.index}: {describe(event)}\nno registers: {error}"
     head = f"vCPU {cpu.index}: {describe(event)} at {sregs.cs.selector:#06x}:{regs.rip:#x}"

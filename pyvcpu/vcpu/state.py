@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 
 from ..kvm.abi import basic, capabilities
-from . import pieces
+from . import pieces, pieces_msr
 from .pieces import VcpuStateError
 
 TYPE_CHECKING = False
@@ -84,7 +84,7 @@ PIECES = (
         "debugregs", capabilities.KVM_CAP_DEBUGREGS, pieces.get_debugregs, pieces.set_debugregs, pieces.reset_debugregs
     ),
     Piece("lapic", 0, pieces.get_lapic, pieces.set_lapic, pieces.reset_lapic, 1024, needs_apic=True),
-    Piece("msrs", 0, pieces.get_msrs, pieces.set_msrs, pieces.reset_msrs),
+    Piece("msrs", 0, pieces_msr.get_msrs, pieces_msr.set_msrs, pieces_msr.reset_msrs),
     Piece(
         "vcpu_events", capabilities.KVM_CAP_VCPU_EVENTS, pieces.get_events, pieces.set_events, pieces.reset_events, 64
     ),
@@ -156,14 +156,6 @@ def reset(cpu: Cpu, *, machine_wide: bool = False) -> None:
     before_load(cpu)
     for piece in PIECES:
         if piece.is_there(cpu) and (value := piece.reset(cpu, machine_wide)) is not None:
-            piece.set(cpu, value)
-
-
-def cpu_reset(cpu: Cpu) -> None:
-    """Put a new vCPU into its starting state. KVM gives it all else as it is after reset (QEMU: cpu_reset)."""
-    for name in ("sregs", "regs", "mp_state"):
-        piece = BY_NAME[name]
-        if piece.is_there(cpu) and (value := piece.reset(cpu, False)) is not None:
             piece.set(cpu, value)
 
 

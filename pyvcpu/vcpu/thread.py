@@ -12,7 +12,7 @@ import threading
 from ..errors import StateError
 from ..kvm.abi.layout import IMMEDIATE_EXIT
 from ..posix import signal
-from . import arch, state
+from . import arch
 from .arch_init import arch_init_vcpu
 from .arch_realize import realize
 from .core import Cpu
@@ -122,6 +122,8 @@ class VcpuThread(Cpu):
 
     def reset(self) -> None:
         """Go back to the starting state together with all others (QEMU: cpu_reset)."""
+        from . import state
+
         self.vcpu.run_on_cpu(lambda vcpu: self.step("cpu_reset", lambda: state.reset(self, machine_wide=True)))
 
     def close_copy(self) -> None:

@@ -306,7 +306,7 @@ def test_a_hold_that_comes_too_late_holds_nothing(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("who", [None, "me"])
-@pytest.mark.parametrize("where", ["_new_bell", "_wait_for", "monotonic_ns"])
+@pytest.mark.parametrize("where", ["new_bell", "wait_for_bell", "monotonic_ns"])
 def test_a_ctrl_c_anywhere_in_a_hold_leaves_none(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, where: str, who: object
 ) -> None:

@@ -14,7 +14,7 @@ from pyvcpu import ConfigError, Kvm, KvmError, Machine
 from pyvcpu.kvm.abi import basic as abi
 from pyvcpu.kvm.abi.caps import Cap
 from pyvcpu.observe.stats import Stats
-from pyvcpu.vcpu import arch_init, arch_realize, state
+from pyvcpu.vcpu import arch_init, arch_realize, pieces
 from pyvcpu.x86.cpu import Cpu
 from pyvcpu.x86.cpuid import EAX, EBX, ECX, EDX, TOPOEXT, Leaves
 from pyvcpu.x86.features import closure, put
@@ -121,7 +121,7 @@ def test_the_document_goes_along_the_article_step_by_step() -> None:
     ours = [here.strip("`").removeprefix("Vcpu.") for _, _, here, *_ in steps]
     assert ours == [*REALIZE, "start_vcpu", "apic_realize", "cpu_reset", "wait_created", *INIT]
     assert all(hasattr(arch_realize, name) for name in REALIZE)
-    assert hasattr(state, "cpu_reset")
+    assert hasattr(pieces, "cpu_reset")
     assert all(hasattr(arch_init, name) for name in (*INIT, "apic_realize"))
 
 

@@ -1,6 +1,8 @@
-"""What a machine needs of its host's KVM."""
+"""What a machine has to do with its host: what it needs of KVM, where output and warnings go, image files."""
 
 from __future__ import annotations
+
+import sys
 
 from ..errors import ConfigError
 from ..kvm.abi import basic as abi
@@ -8,8 +10,11 @@ from ..kvm.errors import KvmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    import os
+
     from ..kvm.system import Kvm
 
+CHUNK = 1 << 20
 REQUIRED = {
     "KVM_CAP_USER_MEMORY": (abi.KVM_CAP_USER_MEMORY, "Linux 2.6.24"),
     "KVM_CAP_EXT_CPUID": (abi.KVM_CAP_EXT_CPUID, "Linux 2.6.26"),
@@ -36,3 +41,26 @@ def warn_by_default(line: str) -> None:
     import warnings
 
     warnings.warn(line, stacklevel=2)
+
+
+def to_stdout(data: bytes) -> None:
+    """Write what the guest says to standard output, at once, and behind what the program has printed before."""
+    out = sys.stdout
+    if out is None:  # as print() does where there is none
+        return
+    out.flush()
+    stream = getattr(out, "buffer", None)
+    if stream is None:  # a replacement that takes text only
+        out.write(data.decode("latin-1"))
+    else:
+        stream.write(data)
+    out.flush()
+
+
+def read_image(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read an image file; of one that is larger than `limit` bytes, only so much as shows that it is."""
+    content = bytearray()
+    with open(path, "rb") as file:
+        while len(content) <= limit and (chunk := file.read(CHUNK)):
+            content += chunk
+    return bytes(content)
