@@ -179,8 +179,10 @@ def wait_timers(loop: Loop, count: int) -> None:
 
 def test_timers_run_out_in_order_each_once(loop: Loop) -> None:
     now = loop.clock()
+    assert loop.hold()
     for name, after in (("c", 3), ("a", 1), ("b", 2), ("past", -5)):
         loop.timer(lambda name=name: loop.served.append(name)).at(now + after * 1_000_000)  # type: ignore[misc]
+    loop.release()
     wait_timers(loop, 4)
     assert loop.served == ["past", "a", "b", "c"]
 
