@@ -17,7 +17,7 @@ from . import interp_string as string
 from . import interp_system as system
 from . import transfer
 from .decode import undefined
-from .interp import CF, DF, OF
+from .interp import CF, DF, MASK, OF
 from .mmu import store
 
 TYPE_CHECKING = False
@@ -201,9 +201,15 @@ def port_imm(fn: Operation) -> Choose:
     return choose
 
 
+def choose_c3(i: Insn, byte: int, bits: int) -> Plain | None:
+    """0F C3: MOVNTI, of 4 or 8 bytes."""
+    i.size = max(i.size, 4)
+    return None if i.prefix else (movnti, "mM")
+
+
 def movnti(cpu: Cpu, i: Insn) -> None:
     """MOVNTI."""
-    store(cpu, i.seg, i.ea(cpu), i.size, cpu.regs[i.reg] & (0xFFFFFFFF if i.size == 4 else -1))
+    store(cpu, i.seg, i.ea(cpu), i.size, cpu.regs[i.reg] & MASK[i.size])
 
 
 def choose_c7(i: Insn, byte: int, bits: int) -> Plain | None:
@@ -316,7 +322,7 @@ def fill_two_byte() -> None:
         0x1BC: (None, "", by_rep((alu.bsf, "m"), (alu.tzcnt, "m"))),
         0x1BD: (None, "", by_rep((alu.bsr, "m"), (alu.lzcnt, "m"))),
         0x1BE: (move.movsx(1), "mh"), 0x1BF: (move.movsx(2), "m"),
-        0x1C0: (alu.xadd, "mgL1"), 0x1C1: (alu.xadd, "mgL"), 0x1C3: (movnti, "mM"), 0x1C7: (None, "", choose_c7),
+        0x1C0: (alu.xadd, "mgL1"), 0x1C1: (alu.xadd, "mgL"), 0x1C3: (None, "", choose_c3), 0x1C7: (None, "", choose_c7),
         0x1FF: (undefined, "x"),
         0x2F0: (None, "", choose_f0(False)), 0x2F1: (None, "", choose_f0(True)), 0x2F6: (None, "", choose_f6),
     })  # fmt: skip
