@@ -28,7 +28,9 @@ MOST_BLOCKS = 20_000  # then all are dropped: about 60 MB
 class Block:
     """Instructions that run one after the other, from one page (one that crosses a page's end stands alone)."""
 
-    __slots__ = ("count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "view")
+    __slots__ = (
+        "assume", "careful", "count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "view",
+    )  # fmt: skip
 
     def __init__(self, rip: int, place: Key, key: Key, insns: list[Insn], source: bytes) -> None:
         self.rip, self.place, self.key, self.insns, self.source = rip, place, key, insns, source
@@ -38,6 +40,8 @@ class Block:
         # Where its bytes lie, with those that its translation includes: (gfn, first, end).
         self.extents: list[tuple[int, int, int]] = []
         self.view: memoryview | None = None
+        self.assume = True  # the translation may assume what holds at its entry most of the time
+        self.careful: set[int] = set()  # instructions whose accesses are mostly not plain memory
 
 
 class PageCode:
@@ -79,6 +83,12 @@ class CodeCache:
                     tlb.clear()
         page.blocks.append(block)
         page.used |= (1 << end - first) - 1 << first
+
+    def claim_again(self, block: Block, gfn: int, first: int, end: int) -> None:
+        """Note that the translation of a block includes more bytes of its page."""
+        page = self.pages.get(gfn)
+        if page is not None:
+            page.used |= (1 << end - first) - 1 << first
 
     def written(self, gfn: int, first: int, size: int) -> bool:
         """Drop the blocks that some written bytes belong to; tells whether there were any."""

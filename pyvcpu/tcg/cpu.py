@@ -27,6 +27,7 @@ __all__ = [
 
 ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
 PE, AM, PG = 1, 1 << 18, 1 << 31
+SLICE = 20_000  # instructions that a translated loop may run before others are looked at
 HOT = 30  # executions of a block in the cold tier before it is translated
 SINGLE_STEP, USE_SW_BP, USE_HW_BP = 2, 0x10000, 0x20000  # KVM_GUESTDBG_*
 ENABLE = 1
@@ -423,8 +424,10 @@ class Cpu:
                             self.breakpoint_here()
                     hot = block.hot
                     if hot is not None:
-                        left -= hot(self, left)
+                        left -= hot(self, left if left < SLICE else SLICE)
                         if not self.redo:
+                            if self.after:
+                                self.finish()
                             continue
                         self.redo = False
                         self.one()
@@ -455,6 +458,9 @@ class Cpu:
 
     def translate(self, block: Block) -> None:
         """Give a block that has proved hot to the translator."""
+        from .translate import translate
+
+        translate(self, block)
 
     def step(self) -> int:
         """Run exactly one instruction. Returns EXIT_ATTENTION when it is complete, else as execute() does."""

@@ -134,8 +134,8 @@ def fill_one_byte() -> None:
         0xA8: (alu.test_acc_imm, "z1"), 0xA9: (alu.test_acc_imm, "z"),
         0xAA: (string.STOS, "1x"), 0xAB: (string.STOS, "x"), 0xAC: (string.LODS, "1x"), 0xAD: (string.LODS, "x"),
         0xAE: (string.SCAS, "1x"), 0xAF: (string.SCAS, "x"),
-        0xC2: (move.ret, "wfx"), 0xC3: (move.ret, "fx"), 0xC4: (move.load_far(0), "mgM6"),
-        0xC5: (move.load_far(3), "mgM6"), 0xC6: (None, "", group((move.mov_rm_imm, "mb1"), *(None,) * 7)),
+        0xC2: (move.ret, "wfx"), 0xC3: (move.ret, "fx"), 0xC4: (move.load_far(0), "mgM6x"),
+        0xC5: (move.load_far(3), "mgM6x"), 0xC6: (None, "", group((move.mov_rm_imm, "mb1"), *(None,) * 7)),
         0xC7: (None, "", group((move.mov_rm_imm, "mz"), *(None,) * 7)), 0xC8: (move.enter, "ed"), 0xC9: (move.leave, "d"),
         0xCA: (transfer.far_ret, "wx"), 0xCB: (transfer.far_ret, "x"), 0xCC: (system.int_3, "x"),
         0xCD: (system.int_n, "ux"), 0xCE: (move.into, "6x"), 0xCF: (transfer.iret, "x"),
@@ -246,7 +246,7 @@ def choose_ae(i: Insn, byte: int, bits: int) -> Plain | None:
     reg = byte >> 3 & 7
     if byte >= 0xC0:
         if i.rep == 0xF3 and reg < 4:
-            return system.segment_base(4 + (reg & 1), reg >= 2), "m4"
+            return system.segment_base(4 + (reg & 1), reg >= 2), "m4x"
         return (move.nop, "m") if reg >= 5 and not i.prefix else None
     if reg == 7 or (reg == 6 and i.prefix == 0x66):
         return system.clflush, "m"
@@ -316,7 +316,7 @@ def fill_two_byte() -> None:
         0x1AC: (alu.shift_double(False, alu.by_imm), "mgu"), 0x1AD: (alu.shift_double(False, alu.by_cl), "mg"),
         0x1AE: (None, "", choose_ae), 0x1AF: (alu.imul_reg_rm, "mg"),
         0x1B0: (alu.cmpxchg, "mgL1"), 0x1B1: (alu.cmpxchg, "mgL"), 0x1B2: (move.load_far(2), "mgMx"),
-        0x1B4: (move.load_far(4), "mgM"), 0x1B5: (move.load_far(5), "mgM"),
+        0x1B4: (move.load_far(4), "mgMx"), 0x1B5: (move.load_far(5), "mgMx"),
         0x1B6: (move.movzx(1), "mh"), 0x1B7: (move.movzx(2), "m"), 0x1B8: (None, "", by_rep(None, (alu.popcnt, "m"))),
         0x1B9: (undefined, "x"), 0x1BA: (None, "", group(None, None, None, None, *bits)),
         0x1BC: (None, "", by_rep((alu.bsf, "m"), (alu.tzcnt, "m"))),
