@@ -62,6 +62,7 @@ class Cpu:
         self.wake = 1
         self.single = False
         self.redo = False
+        self.instructions = 0  # that were run by execute(), about
         self.hot_after = HOT  # tests set it to 1, or to a number that is never reached
         self.phys_bits, self.gigabyte_pages, self.vendor_intel, self.cr4_allowed = 36, True, True, -1
         self.reserved = 0
@@ -403,7 +404,7 @@ class Cpu:
     def execute(self, budget: int) -> int:
         """Run about `budget` instructions, until one of EXIT_*."""
         self.enter()
-        left = budget
+        left = before = budget
         insn: Insn | None = None
         while True:
             insn = None
@@ -433,10 +434,11 @@ class Cpu:
                         self.one()
                         left -= 1
                         continue
-                    left -= len(block.insns)
                     block.count += 1
                     if block.count == self.hot_after:
                         self.translate(block)
+                        continue
+                    left -= len(block.insns)
                     self.mmio_at = 0
                     for insn in block.insns:  # noqa: B020
                         self.rip = insn.next
@@ -455,6 +457,9 @@ class Cpu:
                 if insn is not None and not leaving.done:
                     self.rip = insn.rip
                 return leaving.code
+            finally:
+                self.instructions += before - left
+                before = left
 
     def translate(self, block: Block) -> None:
         """Give a block that has proved hot to the translator."""
@@ -536,9 +541,6 @@ class NoFpu:
     """Stands in where there is no FPU."""
 
     def reset(self) -> None:
-        """Do nothing."""
-
-    def emms(self) -> None:
         """Do nothing."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .contract import EXIT_HALT, EXIT_MSR, EXIT_PIO, UserMsr
-from .exceptions import BP, DB, GP, NM, NP, UD, Exit, Fault
+from .exceptions import BP, DB, GP, NP, UD, Exit, Fault
 from .interp import (
     ACF, IF, IOPL, M16, M32, M64, MASK, RF, VM, ZF,
     get_flags, get_reg, get_rm, pop, push, set_reg, set_rm,
@@ -707,14 +707,3 @@ def out_dx(cpu: Cpu, i: Insn) -> None:
 def clflush(cpu: Cpu, i: Insn) -> None:
     """CLFLUSH CLFLUSHOPT CLWB: checked like a load."""
     load(cpu, i.seg, i.ea(cpu), 1)
-
-
-def emms(cpu: Cpu, i: Insn) -> None:
-    """EMMS: the FPU's."""
-    if cpu.cr0 & EM:
-        raise Fault(UD)
-    if cpu.cr0 & TS_:
-        raise Fault(NM)
-    cpu.fpu.emms()
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 from struct import Struct
 
 from .contract import EXIT_MMIO
-from .exceptions import GP, PF, SLOW, SS, Exit, Fault
+from .exceptions import GP, PF, SS, Exit, Fault, Slow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -47,13 +47,13 @@ class Tlb(dict[int, memoryview]):
     def __missing__(self, number: int) -> memoryview:
         """Serve translated code: the page, or Slow."""
         if number < 0 or number >> 52 or (number >> 20 and self.cpu.bits != 64):
-            raise SLOW  # sums in translated code are not always wrapped: the cold tier does that
+            raise Slow  # sums in translated code are not always wrapped: the cold tier does that
         try:
             page = fill(self.cpu, number << 12, self.write, self.user)
         except Fault:
-            raise SLOW from None
+            raise Slow from None
         if page is None or self.get(number) is None:
-            raise SLOW
+            raise Slow
         return page
 
 

@@ -309,7 +309,7 @@ def fill_two_byte() -> None:
         0x120: (system.mov_reg_cr, "r"), 0x121: (system.mov_reg_dr, "r"), 0x122: (system.mov_cr_reg, "rx"),
         0x123: (system.mov_dr_reg, "rx"),
         0x130: (system.wrmsr, "x"), 0x131: (system.rdtsc, ""), 0x132: (system.rdmsr, "x"), 0x133: (system.rdpmc, "x"),
-        0x134: (transfer.sysenter, "x"), 0x135: (transfer.sysexit, "x"), 0x177: (system.emms, ""),
+        0x134: (transfer.sysenter, "x"), 0x135: (transfer.sysexit, "x"),
         0x1A0: (move.push_sreg(4), "d"), 0x1A1: (move.pop_sreg(4), "dx"), 0x1A2: (system.cpuid, "x"),
         0x1A4: (alu.shift_double(True, alu.by_imm), "mgu"), 0x1A5: (alu.shift_double(True, alu.by_cl), "mg"),
         0x1A8: (move.push_sreg(5), "d"), 0x1A9: (move.pop_sreg(5), "dx"), 0x1AA: (system.rsm, "x"),
@@ -337,6 +337,8 @@ def media(i: Insn, bits: int, code: bytes = b"", at: int = 0) -> Plain | None:
         return None
     if op == 0x9B:
         return fputables.WAIT, ""
+    if op == 0x177:
+        return fputables.EMMS, ""
     if 0xD8 <= op <= 0xDF:
         byte = code[at]
         key = (op & 7) << 8 | (byte if byte >= 0xC0 else byte >> 3 & 7)

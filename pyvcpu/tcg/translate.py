@@ -16,7 +16,7 @@ from struct import error as StructError
 from .blocks import Block
 from .exceptions import Exit, Fault, Slow
 from .interp import flags_of
-from .mmu import PACK, SLOW, UNPACK
+from .mmu import PACK, UNPACK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -197,7 +197,7 @@ def translate(cpu: Cpu, block: Block) -> None:
     source = writer.source()
     region = writer.region
     names: dict[str, Any] = {
-        "recover": recover, "region": region, "SLOW": SLOW, "condition_of": condition_of, "carry_of": carry_of,
+        "recover": recover, "region": region, "SLOW": Slow, "condition_of": condition_of, "carry_of": carry_of,
         "u2": UNPACK[2], "u4": UNPACK[4], "u8": UNPACK[8], "p2": PACK[2], "p4": PACK[4], "p8": PACK[8],
         "unlucky": unlucky, "block": block, "normal": normal, **writer.names,
     }  # fmt: skip

@@ -121,7 +121,7 @@ class Writer:
             keep, width = (1 << width) - 1 & ~M16 if width > 16 else 0, max(width, 16)
         else:
             keep, width = (1 << width) - 1 & ~0xFF if width > 8 else 0, max(width, 8)
-        self.put(f"r{reg} = r{reg} & {keep:#x} | {value}" if keep else f"r{reg} = {value}")
+        self.put(f"r{reg} = r{reg} & {keep:#x} | ({value})" if keep else f"r{reg} = {value}")
         self.known[reg] = width
 
     # Memory.
@@ -448,12 +448,14 @@ class Writer:
         """Write the branch at a block's end."""
         op = insn.op
         if is_jcc(op) or op == 0xE2:
+            target = target_of(insn, self.bits)
+            if self.bits != 64 and target > self.limit:
+                self.put("raise SLOW")
+                self.at_end()
+                return
             test = write_exit_condition(self, insn)
             self.done += 1
             self.at_end()
-            target = target_of(insn, self.bits)
-            if self.bits != 64 and target > self.limit:
-                self.put(f"if {test}: raise SLOW")
             self.branch(test, target, insn.next, block.rip)
             return
         if op in (0xE9, 0xEB):
