@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import RLock
+from threading import Lock
 
 from pyvcpu.tcg.blocks import CodeCache
 from pyvcpu.tcg.cpu import Cpu, Segment
@@ -39,7 +39,7 @@ class Platform:
     """No devices: ports and device memory leave to the caller, unless they are in `ports`."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        self.lock = Lock()
         self.vectors: list[int] = []
         self.msrs: dict[int, int] = {}
         self.cr8 = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from threading import Lock, RLock
+    from contextlib import AbstractContextManager
     from typing import Protocol
 
     from .blocks import CodeCache
@@ -76,7 +76,9 @@ class PhysicalMemory(Protocol):
 class Platform(Protocol):
     """What a Cpu asks its machine for; all calls come on the vCPU's own thread."""
 
-    lock: Lock | RLock
+    @property
+    def lock(self) -> AbstractContextManager[bool]:
+        """The lock of the VM, for instructions that are atomic between its vCPUs."""
 
     def port_read(self, port: int, size: int) -> int | None:
         """Read an I/O port, None where nobody inside answers."""

@@ -5,8 +5,24 @@ from __future__ import annotations
 from . import interp, interp_string, mmu, segments
 from .blocks import Block, CodeCache, find
 from .contract import (
-    EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_NMI, EVENT_SOFTWARE, EXIT_ATTENTION, EXIT_DEBUG, EXIT_FAIL, EXIT_HALT,
-    EXIT_MMIO, EXIT_MSR, EXIT_PIO, EXIT_SHUTDOWN, EXIT_SIPI_WAIT, Event, PhysicalMemory, Platform, Segment, UserMsr,
+    EVENT_EXCEPTION,
+    EVENT_INTERRUPT,
+    EVENT_NMI,
+    EVENT_SOFTWARE,
+    EXIT_ATTENTION,
+    EXIT_DEBUG,
+    EXIT_FAIL,
+    EXIT_HALT,
+    EXIT_MMIO,
+    EXIT_MSR,
+    EXIT_PIO,
+    EXIT_SHUTDOWN,
+    EXIT_SIPI_WAIT,
+    Event,
+    PhysicalMemory,
+    Platform,
+    Segment,
+    UserMsr,
 )  # fmt: skip
 from .exceptions import DB, GP, Exit, Fault
 from .interp import ACF, IF, M16, M32, M64, RF, TF, VM
@@ -440,7 +456,7 @@ class Cpu:
                         continue
                     left -= len(block.insns)
                     self.mmio_at = 0
-                    for insn in block.insns:  # noqa: B020
+                    for insn in block.insns:
                         self.rip = insn.next
                         insn.fn(self, insn)
                         if self.after:
@@ -551,5 +567,3 @@ def make_fpu() -> Fpu:
     except ImportError:
         return NoFpu()  # type: ignore[return-value]
     return Fpu()
-
-

@@ -197,11 +197,7 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
     if entry is None or (op in (0x62, 0xC4, 0xC5) and bits != 64 and code[at] >= 0xC0):
         entry = media(i, bits, code, at) if entry is None else None
     if entry is not None and entry[0] is None:  # a group: the opcode goes on in ModRM
-        group = entry[2]
-        if group is None:
-            entry = None
-        else:
-            entry = group(i, code[at], bits)
+        entry = entry[2](i, code[at], bits)
     if entry is None:
         i.fn, i.ends = undefined, True
         i.length = at - start
@@ -243,9 +239,7 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
     i.next = rip + length & (M64 if bits == 64 else M32)
     i.ends = "x" in form
     i.fn = fn
-    if ("6" in form and bits == 64) or ("4" in form and bits != 64):
-        i.fn, i.ends = undefined, True
-    elif "M" in form and i.mod == 3:
+    if ("6" in form and bits == 64) or ("4" in form and bits != 64) or ("M" in form and i.mod == 3):
         i.fn, i.ends = undefined, True
     elif i.lock:
         if "L" in form and i.mod != 3:

@@ -29,4 +29,3 @@ class Exit(Exception):
 
 class Slow(Exception):
     """An access that translated code leaves to the cold tier: not in the TLB, a device, a page with code, a fault."""
-

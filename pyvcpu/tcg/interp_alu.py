@@ -4,8 +4,27 @@ from __future__ import annotations
 
 from .exceptions import DE, Fault
 from .interp import (
-    AF, CF, M8, M16, M32, MASK, OF, PARITY, SF, STATUS, ZF,
-    carry, condition, get_flags, get_reg, get_rm, get_rm_for_store, set_lazy, set_reg, set_rm, set_status,
+    AF,
+    CF,
+    M8,
+    M16,
+    M32,
+    MASK,
+    OF,
+    PARITY,
+    SF,
+    STATUS,
+    ZF,
+    carry,
+    condition,
+    get_flags,
+    get_reg,
+    get_rm,
+    get_rm_for_store,
+    set_lazy,
+    set_reg,
+    set_rm,
+    set_status,
     set_with_carry,
 )  # fmt: skip
 from .mmu import load, store
@@ -694,4 +713,3 @@ def crc32(cpu: Cpu, i: Insn) -> None:
     for byte in get_rm(cpu, i).to_bytes(i.size, "little"):
         total = total >> 8 ^ table[(total ^ byte) & M8]
     cpu.regs[i.reg] = total
-

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from .exceptions import BR, GP, OF, Fault
 from .interp import (
-    AF, CF, M16, M32, M64, MASK, PF, SF, ZF,
-    add_sp, condition, get_flags, get_reg, get_rm, overflow, pop, push, set_reg, set_rm,
+    AF,
+    CF,
+    M16,
+    M32,
+    M64,
+    MASK,
+    PF,
+    SF,
+    ZF,
+    add_sp,
+    condition,
+    get_flags,
+    get_reg,
+    get_rm,
+    overflow,
+    pop,
+    push,
+    set_reg,
+    set_rm,
 )  # fmt: skip
 from .interp_alu import to_signed
 from .mmu import canonical, load, store
@@ -361,5 +378,3 @@ def into(cpu: Cpu, i: Insn) -> None:
     """INTO."""
     if overflow(cpu):
         cpu.software_interrupt(OF)
-
-

@@ -5,8 +5,8 @@ from __future__ import annotations
 from .contract import EXIT_PIO
 from .exceptions import Exit
 from .interp import DF, M16, M32, MASK, get_reg, set_lazy, set_reg
-from .mmu import M64, load, store
 from .interp_system import check_io
+from .mmu import M64, load, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True

@@ -5,13 +5,42 @@ from __future__ import annotations
 from .contract import EXIT_HALT, EXIT_MSR, EXIT_PIO, UserMsr
 from .exceptions import BP, DB, GP, NP, UD, Exit, Fault
 from .interp import (
-    ACF, IF, IOPL, M16, M32, M64, MASK, RF, VM, ZF,
-    get_flags, get_reg, get_rm, pop, push, set_reg, set_rm,
+    ACF,
+    IF,
+    IOPL,
+    M16,
+    M32,
+    M64,
+    MASK,
+    RF,
+    VM,
+    ZF,
+    get_flags,
+    get_reg,
+    get_rm,
+    pop,
+    push,
+    set_reg,
+    set_rm,
 )  # fmt: skip
 from .mmu import NXE, PAE, SUPERVISOR, canonical, flush, flush_page, load, read, read_entry, store
 from .segments import (
-    BUSY16, BUSY32, CALL16, CALL32, LDT, LDTR_, TASK_GATE, TR_, TSS16, TSS32,
-    fetch, fetch_or, install, set_busy, set_null, upper_half,
+    BUSY16,
+    BUSY32,
+    CALL16,
+    CALL32,
+    LDT,
+    LDTR_,
+    TASK_GATE,
+    TR_,
+    TSS16,
+    TSS32,
+    fetch,
+    fetch_or,
+    install,
+    set_busy,
+    set_null,
+    upper_half,
 )  # fmt: skip
 from .transfer import set_popped_flags
 

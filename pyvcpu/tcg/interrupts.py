@@ -7,8 +7,24 @@ from .exceptions import DB, DE, DF, GP, NP, PF, SS, TS, Exit, Fault
 from .interp import ACF, IF, M16, NT, RF, TF, VM, get_flags
 from .mmu import M32, M64, SUPERVISOR, USER, canonical, read, write
 from .segments import (
-    CS_, DS_, ES_, FS_, GS_, INTERRUPT16, INTERRUPT32, SS_, TASK_GATE, TR_, TRAP16, TRAP32,
-    Descriptor, fetch_or, install, mark_accessed, set_code, set_null,
+    CS_,
+    DS_,
+    ES_,
+    FS_,
+    GS_,
+    INTERRUPT16,
+    INTERRUPT32,
+    SS_,
+    TASK_GATE,
+    TR_,
+    TRAP16,
+    TRAP32,
+    Descriptor,
+    fetch_or,
+    install,
+    mark_accessed,
+    set_code,
+    set_null,
 )  # fmt: skip
 
 TYPE_CHECKING = False
@@ -149,9 +165,7 @@ def through_gate(cpu: Cpu, vector: int, error: int | None, kind: int) -> None:
         if cpu.v86:
             values = (*(cpu.segs[n].selector for n in (GS_, FS_, DS_, ES_)), *values)
         mask = M32 if stack.db else M16
-        new_sp = frame(
-            cpu, stack, new_sp, mask, size, values, user, Fault(SS, stack.selector & 0xFFFC | external)
-        )
+        new_sp = frame(cpu, stack, new_sp, mask, size, values, user, Fault(SS, stack.selector & 0xFFFC | external))
     else:
         mask = M32 if old_ss.db else M16
         new_sp = frame(cpu, old_ss, sp, mask, size, values, user, Fault(SS, external))
@@ -269,5 +283,3 @@ def through_long_gate(cpu: Cpu, vector: int, error: int | None, kind: int) -> No
     cpu.regs[4] = sp
     cpu.rip = offset
     cpu.update_mode()
-
-

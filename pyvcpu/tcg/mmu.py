@@ -29,8 +29,8 @@ SUPERVISOR, SUPERVISOR_AC, USER = 0, 1, 2
 AFTER_MMIO, AFTER_WATCH, AFTER_CODE = 1, 2, 4  # Cpu.after: what is to be done when the instruction is complete
 
 _B, _H, _I, _Q = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q")
-UNPACK: list[Callable[[Any, int], tuple[int]]] = [_B.unpack_from] * 9  # type: ignore[list-item]
-UNPACK[2], UNPACK[4], UNPACK[8] = _H.unpack_from, _I.unpack_from, _Q.unpack_from  # type: ignore[assignment]
+UNPACK: list[Callable[[Any, int], tuple[int]]] = [_B.unpack_from] * 9
+UNPACK[2], UNPACK[4], UNPACK[8] = _H.unpack_from, _I.unpack_from, _Q.unpack_from
 PACK: list[Callable[[Any, int, int], None]] = [_B.pack_into] * 9
 PACK[2], PACK[4], PACK[8] = _H.pack_into, _I.pack_into, _Q.pack_into
 MASK = [0, 0xFF, 0xFFFF, 0, M32, 0, 0, 0, M64]
@@ -126,9 +126,8 @@ def walk_wide(cpu: Cpu, address: int, levels: int, table: int, write: bool, user
         if not entry & P:
             raise page_fault(cpu, address, 0, write, user, fetch)
         large = level and entry & PS
-        if (
-            entry & reserved
-            or (large and (level > 2 or (level == 2 and not cpu.gigabyte_pages) or entry & low_bits(level)))
+        if entry & reserved or (
+            large and (level > 2 or (level == 2 and not cpu.gigabyte_pages) or entry & low_bits(level))
         ):
             raise page_fault(cpu, address, ERROR_P | ERROR_RSVD, write, user, fetch)
         rights &= entry

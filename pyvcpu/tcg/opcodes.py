@@ -33,9 +33,54 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 # What is built, by the names of CPU flags; CPUID may show no more of the processor's own instructions.
 FEATURES = frozenset(
-    "fpu de pse tsc msr pae cx8 apic sep pge mca mce cmov pat pse36 clflush mmx fxsr sse sse2 syscall nx pdpe1gb rdtscp lm "
-    "lahf_lm cx16 popcnt movbe abm tsc_deadline_timer fsgsbase bmi1_tzcnt smep smap umip adx rdpid la57 pcid monitor "
-    "clflushopt clwb crc32 nopl constant_tsc".split()
+    [
+        "fpu",
+        "de",
+        "pse",
+        "tsc",
+        "msr",
+        "pae",
+        "cx8",
+        "apic",
+        "sep",
+        "pge",
+        "mca",
+        "mce",
+        "cmov",
+        "pat",
+        "pse36",
+        "clflush",
+        "mmx",
+        "fxsr",
+        "sse",
+        "sse2",
+        "syscall",
+        "nx",
+        "pdpe1gb",
+        "rdtscp",
+        "lm",
+        "lahf_lm",
+        "cx16",
+        "popcnt",
+        "movbe",
+        "abm",
+        "tsc_deadline_timer",
+        "fsgsbase",
+        "bmi1_tzcnt",
+        "smep",
+        "smap",
+        "umip",
+        "adx",
+        "rdpid",
+        "la57",
+        "pcid",
+        "monitor",
+        "clflushopt",
+        "clwb",
+        "crc32",
+        "nopl",
+        "constant_tsc",
+    ]
 )
 
 MAPS: dict[int, Entry] = {}

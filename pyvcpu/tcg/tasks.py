@@ -7,8 +7,27 @@ from .interp import M16, M32, NT, VM, get_flags
 from .interp_system import load_pdptrs
 from .mmu import PAE, PG, SUPERVISOR, flush, read, write
 from .segments import (
-    BUSY16, BUSY32, CS_, DS_, ES_, FS_, GS_, LDT, LDTR_, SS_, TR_, TSS16, TSS32,
-    Descriptor, fetch_or, install, mark_accessed, ranges, set_busy, set_null, set_v86,
+    BUSY16,
+    BUSY32,
+    CS_,
+    DS_,
+    ES_,
+    FS_,
+    GS_,
+    LDT,
+    LDTR_,
+    SS_,
+    TR_,
+    TSS16,
+    TSS32,
+    Descriptor,
+    fetch_or,
+    install,
+    mark_accessed,
+    ranges,
+    set_busy,
+    set_null,
+    set_v86,
 )  # fmt: skip
 
 TYPE_CHECKING = False

@@ -7,8 +7,29 @@ from .interp import ACF, DF, ID, IF, IOPL, M16, M32, M64, MASK, NT, RF, STATUS, 
 from .interrupts import frame, inner_stack, long_stack, protect_ranges
 from .mmu import SUPERVISOR, canonical, load, write
 from .segments import (
-    BUSY16, BUSY32, CALL16, CALL32, CS_, DS_, ES_, FS_, GS_, SS_, TASK_GATE, TSS16, TSS32,
-    Descriptor, drop_outer, fetch_or, install, mark_accessed, set_code, set_null, set_real, set_v86, upper_half,
+    BUSY16,
+    BUSY32,
+    CALL16,
+    CALL32,
+    CS_,
+    DS_,
+    ES_,
+    FS_,
+    GS_,
+    SS_,
+    TASK_GATE,
+    TSS16,
+    TSS32,
+    Descriptor,
+    drop_outer,
+    fetch_or,
+    install,
+    mark_accessed,
+    set_code,
+    set_null,
+    set_real,
+    set_v86,
+    upper_half,
 )  # fmt: skip
 
 TYPE_CHECKING = False
@@ -192,9 +213,7 @@ def call_inner(cpu: Cpu, code: Descriptor, count: int, size: int, back: tuple[in
     parameters = [load(cpu, SS_, old_sp + at * size & mask, size) for at in range(count)]
     values = (old_ss, old_sp, *reversed(parameters), *back)
     wide = M32 if stack.segment.db else M16
-    sp = frame(
-        cpu, stack.segment, sp, wide, size, values, SUPERVISOR, Fault(SS, stack.segment.selector & 0xFFFC)
-    )
+    sp = frame(cpu, stack.segment, sp, wide, size, values, SUPERVISOR, Fault(SS, stack.segment.selector & 0xFFFC))
     mark_accessed(cpu, code)
     mark_accessed(cpu, stack)
     set_code(cpu, code.segment, level)
@@ -497,5 +516,3 @@ def jmp_far_mem(cpu: Cpu, i: Insn) -> None:
 def call_far_mem(cpu: Cpu, i: Insn) -> None:
     """CALL m16:16/32/64."""
     far_call(cpu, i, *far_pointer(cpu, i))
-
-

@@ -129,9 +129,7 @@ def recover(cpu: Cpu, problem: Exception, state: dict[str, Any], region: Region)
         fw = site.flags if site.flags >= 0 else state["fw"]
         if site.flags >= 0 and fw & 0xFF00 == 0xFF00:  # the place of CF is in a local
             fw = fw & ~0xFF00 | state["cw"]
-        cpu.fw, cpu.fr, cpu.fa, cpu.fb = normal(
-            fw, state.get("fr", 0), state.get("fa", 0), state.get("fb", 0)
-        )
+        cpu.fw, cpu.fr, cpu.fa, cpu.fb = normal(fw, state.get("fr", 0), state.get("fa", 0), state.get("fb", 0))
         cpu.fc = state.get("fc", cpu.fc)
     cpu.rip = site.insn.rip
     cpu.redo = True
