@@ -1,0 +1,463 @@
+"""x87 instructions: arithmetic, comparison, loads and stores (SDM vol. 2; opcode maps in appendix A.5)."""
+
+from __future__ import annotations
+
+from . import softfloat as sf
+from . import x87
+from .fpu import C0, C1, C2, C3, INDEFINITE, Fpu, remember, remember_operand, waiting
+from .softfloat import DE, DENORMAL, F32, F64, F80, IE, INF, OE, QNAN, SNAN, UE, ZE, Number, split, split80
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from collections.abc import Callable
+
+    from .cpu import Cpu
+    from .decode import Insn
+    from .x87 import Binary
+
+    Operation = Callable[[Cpu, Insn], None]
+    Source = Callable[[int], Number]
+
+BEFORE = IE | DE | ZE  # exceptions that leave the operands as they are when not masked
+NO_STORE = IE | DE | OE | UE  # those that keep a store to memory back
+
+X87: dict[int, Operation] = {}
+
+
+def single(raw: int) -> Number:
+    """Take a 32-bit operand apart."""
+    return split(F32, raw)
+
+
+def double(raw: int) -> Number:
+    """Take a 64-bit operand apart."""
+    return split(F64, raw)
+
+
+def integer(bits: int) -> Source:
+    """Make a reader of signed integers."""
+    half = 1 << bits - 1
+
+    def read(raw: int) -> Number:
+        return sf.from_integer((raw ^ half) - half)
+
+    return read
+
+
+INT16, INT32, INT64 = integer(16), integer(32), integer(64)
+
+
+def arithmetic_memory(operation: Binary, size: int, source: Source) -> Operation:
+    """ST(0) = ST(0) op memory."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        offset = i.ea(cpu)
+        raw = cpu.load(i.seg, offset, size)
+        remember_operand(cpu, i, offset)
+        fpu = cpu.fpu
+        if not fpu.valid >> fpu.top & 1:
+            if fpu.underflow():
+                fpu.put(0, INDEFINITE)
+            return
+        top = fpu.top
+        result, flags = operation(split80(fpu.r[top]), source(raw), fpu.cw)
+        if not fpu.signal(flags) & BEFORE:
+            fpu.r[top] = result
+
+    return fn
+
+
+def arithmetic(operation: Binary, to_i: bool, pop: bool) -> Operation:
+    """ST(0) = ST(0) op ST(i), or ST(i) = ST(i) op ST(0) with or without a pop."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        remember(cpu, i)
+        fpu = cpu.fpu
+        top = fpu.top
+        other = top + i.rm & 7
+        target, second = (other, top) if to_i else (top, other)
+        if not fpu.valid >> target & fpu.valid >> second & 1:
+            if not fpu.underflow():
+                return
+            result = INDEFINITE
+        else:
+            result, flags = operation(split80(fpu.r[target]), split80(fpu.r[second]), fpu.cw)
+            if fpu.signal(flags) & BEFORE:
+                return
+        fpu.r[target] = result
+        fpu.valid |= 1 << target
+        if pop:
+            fpu.pop()
+
+    return fn
+
+
+CONDITIONS = {-1: C0, 0: C3, 1: 0, 2: C0 | C2 | C3}
+FLAGS = {-1: 1, 0: 0x40, 1: 0, 2: 0x45}
+
+
+def set_conditions(fpu: Fpu, bits: int) -> None:
+    """Set C0, C2, C3; C1 stays."""
+    fpu.sw = fpu.sw & ~(C0 | C2 | C3) | bits
+
+
+def compare_with(fpu: Fpu, b: Number | None, quiet: bool) -> int | None:
+    """Compare ST(0) with a number, None for an empty register; None: an exception is not masked."""
+    if b is None or not fpu.valid >> fpu.top & 1:
+        return 2 if fpu.underflow() else None
+    result, flags = x87.compare(split80(fpu.r[fpu.top]), b, quiet, fpu.cw)
+    return None if fpu.signal(flags) & BEFORE else result
+
+
+def compare_memory(size: int, source: Source, pop: bool) -> Operation:
+    """FCOM, FCOMP, FICOM, FICOMP of memory."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        offset = i.ea(cpu)
+        raw = cpu.load(i.seg, offset, size)
+        remember_operand(cpu, i, offset)
+        result = compare_with(cpu.fpu, source(raw), False)
+        if result is not None:
+            set_conditions(cpu.fpu, CONDITIONS[result])
+            if pop:
+                cpu.fpu.pop()
+
+    return fn
+
+
+def register_number(fpu: Fpu, place: int) -> Number | None:
+    """Return ST(place), None when empty."""
+    return None if fpu.empty(place) else split80(fpu.st(place))
+
+
+def compare_register(quiet: bool, pops: int, to_flags: bool = False) -> Operation:
+    """FCOM, FUCOM and theirs with ST(i): into the status word, or EFLAGS."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        remember(cpu, i)
+        fpu = cpu.fpu
+        result = compare_with(fpu, register_number(fpu, i.rm & 7), quiet)
+        if result is None:
+            return
+        if to_flags:
+            cpu.set_status(FLAGS[result])
+        else:
+            set_conditions(fpu, CONDITIONS[result])
+        for _ in range(pops):
+            fpu.pop()
+
+    return fn
+
+
+def push_checked(fpu: Fpu, value: int) -> None:
+    """Push; a stack overflow pushes the indefinite, or nothing when it is not masked."""
+    if fpu.valid >> (fpu.top - 1 & 7) & 1:
+        if fpu.overflow():
+            fpu.push(INDEFINITE)
+        return
+    fpu.push(value)
+
+
+def load_real(f: sf.Format, size: int) -> Operation:
+    """FLD m32, m64."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        offset = i.ea(cpu)
+        raw = cpu.load(i.seg, offset, size)
+        remember_operand(cpu, i, offset)
+        fpu = cpu.fpu
+        a = split(f, raw)
+        value, flags = sf.convert(F80, a, 0, fpu.cw)
+        if a[0] == DENORMAL:
+            flags |= DE
+        if fpu.valid >> (fpu.top - 1 & 7) & 1:
+            push_checked(fpu, value)
+        elif not fpu.signal(flags) & (IE | DE):
+            fpu.push(value)
+
+    return fn
+
+
+def load_integer(size: int, source: Source) -> Operation:
+    """FILD."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        offset = i.ea(cpu)
+        raw = cpu.load(i.seg, offset, size)
+        remember_operand(cpu, i, offset)
+        cpu.fpu.sw &= ~C1
+        push_checked(cpu.fpu, sf.convert(F80, source(raw), 0, 0x3F)[0])
+
+    return fn
+
+
+def load_extended(cpu: Cpu, i: Insn) -> None:
+    """FLD m80: any pattern, without exceptions."""
+    waiting(cpu)
+    offset = i.ea(cpu)
+    raw = int.from_bytes(cpu.load_bytes(i.seg, offset, 10), "little")
+    remember_operand(cpu, i, offset)
+    cpu.fpu.sw &= ~C1
+    push_checked(cpu.fpu, raw)
+
+
+def load_bcd(cpu: Cpu, i: Insn) -> None:
+    """FBLD: 18 decimal digits and a sign. Digits above 9 count as what they are."""
+    waiting(cpu)
+    offset = i.ea(cpu)
+    data = cpu.load_bytes(i.seg, offset, 10)
+    remember_operand(cpu, i, offset)
+    value = 0
+    for byte in reversed(data[:9]):
+        value = value * 100 + (byte >> 4) * 10 + (byte & 15)
+    bits = sf.convert(F80, sf.from_integer(value), 0, 0x3F)[0]
+    cpu.fpu.sw &= ~C1
+    push_checked(cpu.fpu, bits | (data[9] & 0x80) << 72)
+
+
+def load_register(cpu: Cpu, i: Insn) -> None:
+    """FLD ST(i)."""
+    waiting(cpu)
+    remember(cpu, i)
+    fpu = cpu.fpu
+    place = i.rm & 7
+    fpu.sw &= ~C1
+    if fpu.valid >> (fpu.top - 1 & 7) & 1:
+        push_checked(fpu, 0)
+    elif fpu.empty(place):
+        if fpu.underflow():
+            fpu.push(INDEFINITE)
+    else:
+        fpu.push(fpu.st(place))
+
+
+def finish_store(cpu: Cpu, i: Insn, offset: int, value: int, size: int, flags: int, pop: bool) -> None:
+    """Store, then note the exceptions; one that is not masked keeps the store and the pop back."""
+    fpu = cpu.fpu
+    store = not flags & ~fpu.cw & NO_STORE
+    if store:
+        if size == 10:
+            cpu.store_bytes(i.seg, offset, value.to_bytes(10, "little"))
+        else:
+            cpu.store(i.seg, offset, size, value)
+    else:
+        cpu.load_bytes(i.seg, offset, size)
+    remember_operand(cpu, i, offset)
+    fpu.signal(flags)
+    if store and pop:
+        fpu.pop()
+
+
+def store_empty(cpu: Cpu, i: Insn, offset: int, value: int, size: int, pop: bool) -> None:
+    """Store the indefinite `value` of an empty ST(0)."""
+    fpu = cpu.fpu
+    if fpu.cw & IE:
+        finish_store(cpu, i, offset, value, size, IE, pop)
+        fpu.sw |= 0x40
+    else:
+        remember_operand(cpu, i, offset)
+        fpu.underflow()
+
+
+def store_real(f: sf.Format, size: int, pop: bool) -> Operation:
+    """FST, FSTP to m32, m64."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        offset = i.ea(cpu)
+        fpu = cpu.fpu
+        if not fpu.valid >> fpu.top & 1:
+            store_empty(cpu, i, offset, f.nan, size, pop)
+            return
+        value, flags = sf.convert(f, split80(fpu.r[fpu.top]), fpu.cw >> 10 & 3, fpu.cw)
+        finish_store(cpu, i, offset, value, size, flags, pop)
+
+    return fn
+
+
+def store_integer(size: int, pop: bool, chop: bool = False) -> Operation:
+    """FIST, FISTP, FISTTP."""
+    bits = size * 8
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        offset = i.ea(cpu)
+        fpu = cpu.fpu
+        if not fpu.valid >> fpu.top & 1:
+            store_empty(cpu, i, offset, 1 << bits - 1, size, pop)
+            return
+        found = sf.to_integer(split80(fpu.r[fpu.top]), bits, sf.CHOP if chop else fpu.cw >> 10 & 3)
+        value, flags = found if found is not None else (1 << bits - 1, IE)
+        finish_store(cpu, i, offset, value & (1 << bits) - 1, size, flags, pop)
+
+    return fn
+
+
+def store_extended(cpu: Cpu, i: Insn) -> None:
+    """FSTP m80: any pattern as it is."""
+    waiting(cpu)
+    offset = i.ea(cpu)
+    fpu = cpu.fpu
+    if not fpu.valid >> fpu.top & 1:
+        store_empty(cpu, i, offset, INDEFINITE, 10, True)
+    else:
+        finish_store(cpu, i, offset, fpu.r[fpu.top], 10, 0, True)
+
+
+BCD_INDEFINITE = 0xFFFFC << 60
+
+
+def store_bcd(cpu: Cpu, i: Insn) -> None:
+    """FBSTP."""
+    waiting(cpu)
+    offset = i.ea(cpu)
+    fpu = cpu.fpu
+    if not fpu.valid >> fpu.top & 1:
+        store_empty(cpu, i, offset, BCD_INDEFINITE, 10, True)
+        return
+    a = split80(fpu.r[fpu.top])
+    found = sf.to_integer(a, 64, fpu.cw >> 10 & 3)
+    value, flags = BCD_INDEFINITE, IE
+    if found is not None and abs(found[0]) < 10**18:
+        value, flags = int(str(abs(found[0])), 16) | a[1] << 79, found[1]
+    finish_store(cpu, i, offset, value, 10, flags, True)
+
+
+def store_register(pop: bool) -> Operation:
+    """FST, FSTP ST(i)."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        remember(cpu, i)
+        fpu = cpu.fpu
+        fpu.sw &= ~C1
+        value = fpu.r[fpu.top]
+        if not fpu.valid >> fpu.top & 1:
+            if not fpu.underflow():
+                return
+            value = INDEFINITE
+        fpu.put(i.rm & 7, value)
+        if pop:
+            fpu.pop()
+
+    return fn
+
+
+def exchange(cpu: Cpu, i: Insn) -> None:
+    """FXCH."""
+    waiting(cpu)
+    remember(cpu, i)
+    fpu = cpu.fpu
+    fpu.sw &= ~C1
+    place = i.rm & 7
+    if fpu.empty(0) or fpu.empty(place):
+        if not fpu.underflow():
+            return
+        for one in (0, place):
+            if fpu.empty(one):
+                fpu.put(one, INDEFINITE)
+    first, second = fpu.st(0), fpu.st(place)
+    fpu.put(0, second)
+    fpu.put(place, first)
+
+
+def conditional_move(mask: int, when: bool) -> Operation:
+    """FCMOVcc: `mask` of EFLAGS, whether any of it must be set or none."""
+
+    def fn(cpu: Cpu, i: Insn) -> None:
+        waiting(cpu)
+        remember(cpu, i)
+        fpu = cpu.fpu
+        fpu.sw &= ~C1
+        place = i.rm & 7
+        if fpu.empty(0) or fpu.empty(place):
+            if fpu.underflow():
+                if bool(cpu.get_rflags() & mask) == when or fpu.empty(0):
+                    fpu.put(0, INDEFINITE)
+        elif bool(cpu.get_rflags() & mask) == when:
+            fpu.put(0, fpu.st(place))
+
+    return fn
+
+
+def examine(cpu: Cpu, i: Insn) -> None:
+    """FXAM."""
+    waiting(cpu)
+    remember(cpu, i)
+    fpu = cpu.fpu
+    raw = fpu.r[fpu.top]
+    kind = split80(raw)[0]
+    if fpu.empty(0):
+        bits = C3 | C0
+    elif kind == sf.BAD:
+        bits = 0
+    elif kind in (QNAN, SNAN):
+        bits = C0
+    elif kind == INF:
+        bits = C2 | C0
+    else:
+        bits = (C3, C2, C3 | C2)[kind]
+    fpu.sw = fpu.sw & ~(C0 | C1 | C2 | C3) | bits | (C1 if raw >> 79 else 0)
+
+
+def fill() -> None:
+    """Fill in the table: key (opcode & 7) << 8 | ModRM of a register form, or | reg of a memory form."""
+    kinds = (x87.fadd, x87.fmul, None, None, x87.fsub, x87.fsubr, x87.fdiv, x87.fdivr)
+    sources = ((0, 4, single), (2, 4, INT32), (4, 8, double), (6, 2, INT16))
+    for reg, operation in enumerate(kinds):
+        for low, size, source in sources:
+            if operation is None:
+                X87[low << 8 | reg] = compare_memory(size, source, reg == 3)
+            else:
+                X87[low << 8 | reg] = arithmetic_memory(operation, size, source)
+        if operation is None:
+            continue
+        # To ST(i), the reversed forms have the other's place.
+        other = reg ^ 1 if reg >= 4 else reg
+        row(0, 0xC0 + reg * 8, arithmetic(operation, False, False))
+        row(4, 0xC0 + other * 8, arithmetic(operation, True, False))
+        row(6, 0xC0 + other * 8, arithmetic(operation, True, True))
+    for low, modrm, quiet, pops, to_flags in (
+        (0, 0xD0, False, 0, False), (0, 0xD8, False, 1, False), (4, 0xD0, False, 0, False), (4, 0xD8, False, 1, False),
+        (6, 0xD0, False, 1, False), (5, 0xE0, True, 0, False), (5, 0xE8, True, 1, False), (3, 0xE8, True, 0, True),
+        (3, 0xF0, False, 0, True), (7, 0xE8, True, 1, True), (7, 0xF0, False, 1, True),
+    ):  # fmt: skip
+        row(low, modrm, compare_register(quiet, pops, to_flags))
+    X87[0x2E9] = compare_register(True, 2)
+    X87[0x6D9] = compare_register(False, 2)
+    for low, size, f in ((1, 4, F32), (5, 8, F64)):
+        X87[low << 8] = load_real(f, size)
+        X87[low << 8 | 2] = store_real(f, size, False)
+        X87[low << 8 | 3] = store_real(f, size, True)
+    for low, size, source in ((3, 4, INT32), (7, 2, INT16)):
+        X87[low << 8] = load_integer(size, source)
+        X87[low << 8 | 1] = store_integer(size, True, True)
+        X87[low << 8 | 2] = store_integer(size, False)
+        X87[low << 8 | 3] = store_integer(size, True)
+    X87.update({
+        0x501: store_integer(8, True, True), 0x705: load_integer(8, INT64), 0x707: store_integer(8, True),
+        0x305: load_extended, 0x307: store_extended, 0x704: load_bcd, 0x706: store_bcd, 0x1E5: examine,
+    })  # fmt: skip
+    row(1, 0xC0, load_register)
+    for low in (1, 5, 7):
+        row(low, 0xC8, exchange)
+    for low, modrm, pop in ((5, 0xD0, False), (5, 0xD8, True), (1, 0xD8, True), (7, 0xD0, True), (7, 0xD8, True)):
+        row(low, modrm, store_register(pop))
+    for number, mask in enumerate((1, 0x40, 0x41, 4)):
+        row(2, 0xC0 + number * 8, conditional_move(mask, True))
+        row(3, 0xC0 + number * 8, conditional_move(mask, False))
+
+
+def row(low: int, modrm: int, fn: Operation) -> None:
+    """Enter a register form for all eight ST(i)."""
+    for place in range(8):
+        X87[low << 8 | modrm + place] = fn
+
+
+fill()
