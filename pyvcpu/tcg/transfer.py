@@ -286,9 +286,9 @@ def far_ret(cpu: Cpu, i: Insn) -> None:
         return
     found = return_code(cpu, selector)
     code = found.segment
-    check_target(cpu, code, offset)
     rpl = selector & 3
     if rpl == cpu.cpl:
+        check_target(cpu, code, offset)
         mark_accessed(cpu, found)
         add_sp(cpu, 2 * size + i.imm)
         set_code(cpu, code, rpl)
@@ -298,6 +298,7 @@ def far_ret(cpu: Cpu, i: Insn) -> None:
     new_sp = load(cpu, SS_, base & mask, size)
     new_ss = load(cpu, SS_, base + size & mask, size) & M16
     stack = return_stack(cpu, new_ss, rpl, bool(cpu.long and code.l))
+    check_target(cpu, code, offset)
     return_outer(cpu, found, stack, new_ss, new_sp)
     add_sp(cpu, i.imm)
     cpu.rip = offset
