@@ -41,7 +41,8 @@ class Block:
         self.extents: list[tuple[int, int, int]] = []
         self.view: memoryview | None = None
         self.assume = True  # the translation may assume what holds at its entry most of the time
-        self.careful: set[int] = set()  # instructions whose accesses are mostly not plain memory
+        # Instructions whose accesses are mostly not plain memory: by the address, 1: pages with code, 2: worse.
+        self.careful: dict[int, int] = {}
 
 
 class PageCode:
@@ -79,7 +80,7 @@ class CodeCache:
         if page is None:
             page = self.pages[gfn] = PageCode()
             for cpu in self.cpus:  # from now on writes to the page must go the slow way
-                for tlb in cpu.tlb[3:]:
+                for tlb in (*cpu.tlb[3:], *cpu.mixed_tlb):
                     tlb.clear()
         page.blocks.append(block)
         page.used |= (1 << end - first) - 1 << first

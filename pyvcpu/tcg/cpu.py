@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .blocks import Key
     from .decode import Insn
     from .fpu import Fpu
+    from .mmu import Mixed
 
 __all__ = [
     "EVENT_EXCEPTION", "EVENT_INTERRUPT", "EVENT_NMI", "EVENT_SOFTWARE", "EXIT_ATTENTION", "EXIT_DEBUG", "EXIT_FAIL",
@@ -63,6 +64,9 @@ class Cpu:
         self.tlb = [Tlb(self, write, user) for write in (False, True) for user in (SUPERVISOR, SUPERVISOR_AC, USER)]
         self.read_tlb: dict[int, memoryview] = self.tlb[0]
         self.write_tlb: dict[int, memoryview] = self.tlb[3]
+        # Writable pages that hold decoded code, too: number to (bytes, gfn, what is decoded there).
+        self.mixed_tlb: tuple[dict[int, Mixed], dict[int, Mixed], dict[int, Mixed]] = ({}, {}, {})
+        self.mixed: dict[int, Mixed] = self.mixed_tlb[0]
         self.fetch_tlb: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self.code_maps: dict[Key, dict[int, Block]] = {}
         self.code_map: dict[int, Block] = {}
@@ -188,7 +192,7 @@ class Cpu:
         bits = 64 if self.long and cs.l else 32 if cs.db else 16
         if bits != self.bits:
             if (bits == 64) != (self.bits == 64):
-                for tlb in self.tlb:
+                for tlb in (*self.tlb, *self.mixed_tlb):
                     tlb.clear()
             if bits != 64:
                 self.regs[:8] = [value & M32 for value in self.regs[:8]]
@@ -199,9 +203,10 @@ class Cpu:
         self.accessor = USER if self.cpl == 3 else SUPERVISOR_AC if ac and self.cr4 & mmu.SMAP else SUPERVISOR
         self.align_check = bool(self.cpl == 3 and ac and cr0 & AM)
         if self.align_check:
-            self.read_tlb, self.write_tlb = {}, {}
+            self.read_tlb, self.write_tlb, self.mixed = {}, {}, {}
         else:
             self.read_tlb, self.write_tlb = self.tlb[self.accessor], self.tlb[3 + self.accessor]
+            self.mixed = self.mixed_tlb[self.accessor]
         if was != self.protected:
             for segment in self.segs:
                 segments.ranges(self, segment)
@@ -244,7 +249,7 @@ class Cpu:
                 start &= ~(length - 1)
                 self.watchpoints.append((number, start, length, kind))
                 self.watched.add(start >> 12)
-        for tlb in self.tlb:
+        for tlb in (*self.tlb, *self.mixed_tlb):
             tlb.clear()
         self.code_maps.clear()
         self.select_code_map()

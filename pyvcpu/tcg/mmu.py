@@ -16,7 +16,10 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
     from typing import Any
 
+    from .blocks import PageCode
     from .cpu import Cpu
+
+    Mixed = tuple[memoryview, int, PageCode]
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 PG, WP, PSE, PAE, LA57, SMEP, SMAP = 1 << 31, 1 << 16, 1 << 4, 1 << 5, 1 << 12, 1 << 20, 1 << 21
@@ -196,9 +199,13 @@ def fill(cpu: Cpu, address: int, write: bool, user: int) -> memoryview | None:
     if write:
         if not memory.writable(gfn):
             return None
-        if gfn in cpu.code.pages or number in cpu.watched:
+        if number in cpu.watched:
             return page  # not cached: every write goes the slow way
         memory.mark_dirty(gfn)
+        code = cpu.code.pages.get(gfn)
+        if code is not None:
+            cpu.mixed_tlb[user][number] = (page, gfn, code)
+            return page
         cpu.tlb[3 + user][number] = page
         cpu.tlb[user][number] = page
     elif number not in cpu.watched:
@@ -210,6 +217,8 @@ def flush(cpu: Cpu) -> None:
     """Forget all translations, those of code too."""
     for tlb in cpu.tlb:
         tlb.clear()
+    for mixed in cpu.mixed_tlb:
+        mixed.clear()
     cpu.fetch_tlb[0].clear()
     cpu.fetch_tlb[1].clear()
     cpu.code_maps.clear()
@@ -291,9 +300,17 @@ def write_bytes(cpu: Cpu, address: int, data: bytes, user: int) -> None:
         if page is not None:
             page[offset : offset + part] = piece
             continue
+        mixed = cpu.mixed_tlb[user].get(start >> 12)
+        if mixed is not None:
+            write_mixed(cpu, mixed, offset, piece)
+            continue
         page = fill(cpu, start, True, user)
         if page is None:
             mmio_write(cpu, cpu.last_physical, piece)
+            continue
+        mixed = cpu.mixed_tlb[user].get(start >> 12)
+        if mixed is not None:
+            write_mixed(cpu, mixed, offset, piece)
             continue
         page[offset : offset + part] = piece
         gfn = cpu.last_physical >> 12
@@ -302,6 +319,27 @@ def write_bytes(cpu: Cpu, address: int, data: bytes, user: int) -> None:
             cpu.after |= AFTER_CODE
         if start >> 12 in cpu.watched:
             watch(cpu, start, part, True)
+
+
+def write_mixed(cpu: Cpu, mixed: Mixed, offset: int, data: bytes) -> None:
+    """Write to a page that also holds decoded code; the blocks that are hit are dropped."""
+    page, gfn, code = mixed
+    size = len(data)
+    page[offset : offset + size] = data
+    if code.used >> offset & (1 << size) - 1 and cpu.code.written(gfn, offset, size):
+        cpu.after |= AFTER_CODE
+
+
+def mixed_page(cpu: Cpu, address: int, size: int) -> memoryview:
+    """Return the page for a store of translated code that may go to a page with code, or raise Slow."""
+    number = address >> 12
+    page = cpu.write_tlb.get(number)
+    if page is not None:
+        return page
+    mixed = cpu.mixed.get(number)
+    if mixed is None or mixed[2].used >> (address & 0xFFF) & (1 << size) - 1:
+        raise Slow
+    return mixed[0]
 
 
 def watch(cpu: Cpu, address: int, size: int, write: bool) -> None:

@@ -16,7 +16,7 @@ from struct import error as StructError
 from .blocks import Block
 from .exceptions import Exit, Fault, Slow
 from .interp import flags_of
-from .mmu import PACK, UNPACK
+from .mmu import PACK, UNPACK, mixed_page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -137,7 +137,7 @@ def recover(cpu: Cpu, problem: Exception, state: dict[str, Any], region: Region)
     if site.hits >= CAREFUL_AFTER:
         careful = region.block.careful
         if len(careful) < 64:
-            careful.add(site.insn.rip)
+            careful[site.insn.rip] = careful.get(site.insn.rip, 0) + 1
             region.block.hot = None
             region.block.count = cpu.hot_after - 1
     return ran
@@ -197,7 +197,7 @@ def translate(cpu: Cpu, block: Block) -> None:
     names: dict[str, Any] = {
         "recover": recover, "region": region, "SLOW": Slow, "condition_of": condition_of, "carry_of": carry_of,
         "u2": UNPACK[2], "u4": UNPACK[4], "u8": UNPACK[8], "p2": PACK[2], "p4": PACK[4], "p8": PACK[8],
-        "unlucky": unlucky, "block": block, "normal": normal, **writer.names,
+        "unlucky": unlucky, "mixed_page": mixed_page, "block": block, "normal": normal, **writer.names,
     }  # fmt: skip
     exec(compile(source, "<guest>", "exec"), names)
     function: Callable[[Cpu, int], int] = names["run"]

@@ -109,12 +109,12 @@ def effects(i: Insn) -> int:
     return COLD
 
 
-def plan(block: Block, careful: set[int]) -> list[tuple[int, bool]]:
+def plan(block: Block, careful: dict[int, int]) -> list[tuple[int, bool]]:
     """Return for each instruction its effects, and whether the flags that it sets are needed."""
     found: list[tuple[int, bool]] = []
     need = True
     for insn in reversed(block.insns):
-        what = COLD if insn.rip in careful else effects(insn)
+        what = COLD if careful.get(insn.rip, 0) > 1 else effects(insn)
         shift = insn.op in (0xC1, 0xD1, 0xD3)
         if what & PARTLY and shift and need:
             what = COLD

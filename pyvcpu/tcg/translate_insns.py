@@ -185,7 +185,7 @@ def modify(w: Writer, i: Insn, kind: int, second: str, second_bits: int) -> None
 def load_to_modify(w: Writer, i: Insn) -> None:
     """Write the load of an operand that is going to be written: into v, its page into g, its place into o."""
     place = w.address(i, i.size, True)
-    w.put(f"g = WT[{place} >> 12]; o = {place} & 4095")
+    w.put(f"g = {w.page_to_write(place, i.size)}; o = {place} & 4095")
     w.put("v = g[o]" if i.size == 1 else f"v, = u{i.size}(g, o)")
 
 

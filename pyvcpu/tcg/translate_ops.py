@@ -184,10 +184,17 @@ class Writer:
 
     def store_at(self, place: str, size: int, value: str) -> None:
         """Write a store to a linear address."""
+        page = self.page_to_write(place, size)
         if size == 1:
-            self.put(f"WT[{place} >> 12][{place} & 4095] = {value}")
+            self.put(f"{page}[{place} & 4095] = {value}")
         else:
-            self.put(f"p{size}(WT[{place} >> 12], {place} & 4095, {value})")
+            self.put(f"p{size}({page}, {place} & 4095, {value})")
+
+    def page_to_write(self, place: str, size: int) -> str:
+        """Return the expression for the page that a store goes to."""
+        if self.insn.rip in self.entry.careful:
+            return f"mixed_page(cpu, {place}, {size})"
+        return f"WT[{place} >> 12]"
 
     def load(self, i: Insn, size: int, target: str = "v") -> str:
         """Write the load of the memory operand into a local."""
