@@ -8,7 +8,7 @@ one is compared with memory before it is used.
 from __future__ import annotations
 
 from .contract import EXIT_FAIL
-from .decode import Insn, decode
+from .decode import NO_OPCODE, Insn, decode
 from .exceptions import GP, Exit, Fault
 from .mmu import M32, M64, SUPERVISOR, USER, translate
 
@@ -208,7 +208,7 @@ def decode_block(cpu: Cpu, rip: int, linear: int, physical: int, page: memoryvie
                 return crossing(cpu, rip, linear, physical, code, place)
             break
         if bits != 64 and here + insn.length - 1 > limit:
-            insn.fn, insn.ends = outside, True
+            insn.fn, insn.ends, insn.op = outside, True, NO_OPCODE
         insns.append(insn)
         at += insn.length
         if insn.ends:

@@ -16,6 +16,7 @@ M16, M32, M64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 MASKS = {2: M16, 4: M32, 8: M64}
 SEGMENT_PREFIX = {0x26: 0, 0x2E: 1, 0x36: 2, 0x3E: 3, 0x64: 4, 0x65: 5}
 NO_REG = -1
+NO_OPCODE = 0x400  # of what cannot be an instruction
 RIP = -2  # base of a RIP-relative operand
 
 
@@ -171,7 +172,7 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
             break
         at += 1
         if at - start > 14:
-            i.fn, i.ends, i.length, i.next = too_long, True, 15, rip
+            i.fn, i.ends, i.length, i.next, i.op = too_long, True, 15, rip, NO_OPCODE
             return i
     rex = i.rex
     if bits == 64:
@@ -232,7 +233,7 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
             at = IMMEDIATE[kind](code, at, i, bits)
     length = i.length = at - start
     if length > 15:
-        i.fn, i.ends, i.next = too_long, True, rip
+        i.fn, i.ends, i.next, i.op = too_long, True, rip, NO_OPCODE
         return i
     if at > len(code):
         raise IndexError
