@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from .x87ctl import wait
+from . import sse_convert, sse_crypto, sse_float, sse_int, sse_more, sse_state, sse_text, x87ctl
+from .fpu import check_mmx
+from .sse import SSE
 from .x87ops import X87
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Callable
-
     from .cpu import Cpu
     from .decode import Insn
 
-    Operation = Callable[[Cpu, Insn], None]
-
 __all__ = ["EMMS", "FEATURES", "SSE", "WAIT", "X87"]
 
-WAIT = wait
-# By (mandatory prefix, opcode map, opcode): the operation, and whether an imm8 follows.
-SSE: dict[tuple[int, int, int], tuple[Operation, bool]] = {}
+WAIT = x87ctl.wait
+# Each enters its instructions into SSE when it is imported.
+PARTS = (sse_convert, sse_crypto, sse_float, sse_int, sse_more, sse_state, sse_text)
 # CPUID bits of what is built here, by the names of pyvcpu.x86.features.
-FEATURES = ("fpu",)
+FEATURES = (
+    "fpu", "mmx", "fxsr", "sse", "sse2", "pni", "ssse3", "sse4_1", "sse4_2", "aes", "pclmulqdq",
+    "xsave", "xsaveopt", "xsavec",
+)  # fmt: skip
 
 
 def EMMS(cpu: Cpu, i: Insn) -> None:
     """EMMS."""
-    from .fpu import check_mmx
-
     check_mmx(cpu)
     cpu.fpu.valid = 0
     cpu.fpu.top = 0

@@ -1,7 +1,7 @@
 """IEEE 754 arithmetic on integers, for every format of x87 and SSE: exact, then rounded once (SDM vol. 1 chapter 4).
 
-A number taken apart is `(kind, sign, mantissa, exponent)`. Finite ones are mantissa * 2**exponent; the mantissa of a NaN
-is 64 bits wide, as in the 80-bit format, whatever it came from. Flags are those of MXCSR and of the x87 status word.
+A number taken apart is `(kind, sign, mantissa, exponent)`. Finite ones are mantissa * 2**exponent; the mantissa of a
+NaN is 64 bits wide, as in the 80-bit format, whatever it came from. Flags are those of MXCSR and of the x87 status word.
 """
 
 from __future__ import annotations
@@ -22,7 +22,21 @@ Number = tuple[int, int, int, int]
 class Format:
     """A binary format: `p` bits of precision, exponents of the leading bit from `low` to `high`."""
 
-    __slots__ = ("bias", "exponent_mask", "high", "inf", "largest", "low", "name", "nan", "p", "scale", "sign", "stored", "width")
+    __slots__ = (
+        "bias",
+        "exponent_mask",
+        "high",
+        "inf",
+        "largest",
+        "low",
+        "name",
+        "nan",
+        "p",
+        "scale",
+        "sign",
+        "stored",
+        "width",
+    )
 
     def __init__(self, name: str, width: int, p: int, exponent_bits: int) -> None:
         self.name, self.width, self.p = name, width, p
@@ -59,7 +73,7 @@ def split(f: Format, raw: int) -> Number:
 
 
 def split80(raw: int) -> Number:
-    """Take an 80-bit number apart. Unnormals, pseudo-infinities and pseudo-NaNs are BAD; pseudo-denormals are denormals."""
+    """Take an 80-bit number apart. Unnormals, pseudo-infinities and pseudo-NaNs are BAD."""
     mantissa = raw & M64
     exponent = raw >> 64 & 0x7FFF
     sign = raw >> 79
@@ -126,9 +140,13 @@ def round_pack(
     if top > f.high:
         if masks & OE:
             return overflow(f, sign, rc, p)
+        if top - f.scale > f.high:
+            return overflow(f, sign, NEAREST)
         return join(f, sign, rounded << (full - p), top - f.scale), flags | OE
     if top < f.low:
         if not masks & UE:
+            if top + f.scale < f.low:
+                return sign << f.sign, UE | PE
             return join(f, sign, rounded << (full - p), top + f.scale), flags | UE
         if ftz:
             return sign << f.sign, UE | PE

@@ -1,4 +1,4 @@
-"""Arithmetic of the x87: 80-bit results from numbers taken apart, with the flags of the status word (SDM vol. 1 chapter 8).
+"""Arithmetic of the x87: 80-bit results from numbers taken apart, with the status word's flags (SDM vol. 1 chapter 8).
 
 Every function takes the control word, whose masks and RC and PC fields it needs, and returns the 80-bit result and the
 exceptions (UP with them, for C1). Callers decide by the masks whether the result is stored.
@@ -7,7 +7,23 @@ exceptions (UP with them, for C1). Callers decide by the masks whether the resul
 from __future__ import annotations
 
 from . import softfloat as sf
-from .softfloat import BAD, DE, DENORMAL, F80, IE, INF, QNAN, SNAN, UP, ZE, ZERO, Number, nan_of, round_pack, shift_round
+from .softfloat import (
+    BAD,
+    DE,
+    DENORMAL,
+    F80,
+    IE,
+    INF,
+    QNAN,
+    SNAN,
+    UP,
+    ZE,
+    ZERO,
+    Number,
+    nan_of,
+    round_pack,
+    shift_round,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -121,6 +137,8 @@ def fscale(a: Number, b: Number, cw: int) -> tuple[int, int]:
         return sign << 79, flags
     count = b[2] << b[3] if 0 <= b[3] < 64 else b[2] >> -b[3] if b[3] < 0 else 1 << 20
     count = min(count, 1 << 17)
+    if not count:
+        cw |= sf.UE  # the operand as it is: no result that could be tiny
     result, more = round_pack(F80, sign, mantissa, exponent + (-count if b[1] else count), cw >> 10 & 3, cw)
     if result & F80.inf == 0 and not cw & sf.UE:
         more &= ~sf.UP

@@ -6,8 +6,8 @@ from . import softfloat as sf
 from . import x87
 from .exceptions import MF, NM, Fault
 from .fpu import C0, C1, C2, C3, EM, ES, INDEFINITE, MP, NE, TS, Fpu, remember, waiting
-from .softfloat import DE, DENORMAL, F80, Number, split80
-from .x87ops import BEFORE, X87, compare_with, push_checked, row, set_conditions
+from .softfloat import F80, Number, split80
+from .x87ops import BEFORE, CONDITIONS, X87, compare_with, push_checked, row, set_conditions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -92,6 +92,7 @@ def environment(cpu: Cpu, wide: bool) -> bytes:
     """Return the 14 or 28 bytes of FNSTENV (SDM vol. 1 figures 8-9 to 8-12)."""
     fpu = cpu.fpu
     words = [fpu.cw, fpu.status(), fpu.tags()]
+    high: tuple[int | None, ...] = (None,) * 4
     if real_format(cpu):
         ip = (fpu.fcs << 4) + fpu.fip & 0xFFFFFFFF
         dp = (fpu.fds << 4) + fpu.fdp & 0xFFFFFFFF
@@ -99,7 +100,6 @@ def environment(cpu: Cpu, wide: bool) -> bytes:
         high = (0xFFFF, None, 0xFFFF, None)
     else:
         pointers = [fpu.fip & 0xFFFFFFFF, fpu.fcs | fpu.fop << 16, fpu.fdp & 0xFFFFFFFF, fpu.fds | 0xFFFF << 16]
-        high = (None, None, None, None)
         if not wide:
             pointers[1] &= 0xFFFF
     if not wide:
@@ -169,9 +169,10 @@ def ffree(pop: bool) -> Operation:
         waiting(cpu)
         remember(cpu, i)
         fpu = cpu.fpu
+        fpu.sw &= ~C1
         fpu.valid &= ~(1 << (fpu.top + i.rm & 7))
         if pop:
-            fpu.top = fpu.top + 1 & 7
+            fpu.pop()
 
     return fn
 
@@ -230,9 +231,8 @@ def ftst(cpu: Cpu, i: Insn) -> None:
     """FTST: compare with 0.0."""
     waiting(cpu)
     remember(cpu, i)
-    result = compare_with(cpu.fpu, (sf.ZERO, 0, 0, 0), False)
-    if result is not None:
-        set_conditions(cpu.fpu, {-1: C0, 0: C3, 1: 0, 2: C0 | C2 | C3}[result])
+    result, _ = compare_with(cpu.fpu, (sf.ZERO, 0, 0, 0), False)
+    set_conditions(cpu.fpu, CONDITIONS[result])
 
 
 def unary(operation: Unary, angle: bool = False) -> Operation:
@@ -310,15 +310,17 @@ def fprem(nearest: bool) -> Operation:
         waiting(cpu)
         remember(cpu, i)
         fpu = cpu.fpu
+        fpu.sw &= ~C2
         if fpu.empty(0) or fpu.empty(1):
             if fpu.underflow():
                 fpu.put(0, INDEFINITE)
-                fpu.sw &= ~C2
             return
         result, flags, quotient = x87.remainder(split80(fpu.st(0)), split80(fpu.st(1)), nearest, fpu.cw)
         if fpu.signal(flags) & BEFORE:
             return
         fpu.put(0, result)
+        if flags & sf.IE or result >> 64 & 0x7FFF == 0x7FFF:
+            return
         set_conditions(fpu, C2)
         if quotient >= 0:
             bits = (C0 if quotient & 4 else 0) | (C3 if quotient & 2 else 0)
@@ -336,10 +338,10 @@ def two_results(fpu: Fpu, first: int, second: int) -> None:
 
 def ready_for_two(fpu: Fpu) -> bool:
     """Check the stack for an instruction that replaces ST(0) and pushes."""
-    if fpu.valid >> (fpu.top - 1 & 7) & 1:
-        masked = fpu.overflow()
-    elif fpu.empty(0):
+    if fpu.empty(0):
         masked = fpu.underflow()
+    elif fpu.valid >> (fpu.top - 1 & 7) & 1:
+        masked = fpu.overflow()
     else:
         return True
     if masked:

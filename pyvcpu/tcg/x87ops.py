@@ -103,12 +103,15 @@ def set_conditions(fpu: Fpu, bits: int) -> None:
     fpu.sw = fpu.sw & ~(C0 | C2 | C3) | bits
 
 
-def compare_with(fpu: Fpu, b: Number | None, quiet: bool) -> int | None:
-    """Compare ST(0) with a number, None for an empty register; None: an exception is not masked."""
+def compare_with(fpu: Fpu, b: Number | None, quiet: bool) -> tuple[int, bool]:
+    """Compare ST(0) with a number, None for an empty register.
+
+    Returns the result, and whether the stack is to be popped: not where an exception is not masked.
+    """
     if b is None or not fpu.valid >> fpu.top & 1:
-        return 2 if fpu.underflow() else None
+        return 2, fpu.underflow()
     result, flags = x87.compare(split80(fpu.r[fpu.top]), b, quiet, fpu.cw)
-    return None if fpu.signal(flags) & BEFORE else result
+    return result, not fpu.signal(flags) & BEFORE
 
 
 def compare_memory(size: int, source: Source, pop: bool) -> Operation:
@@ -119,11 +122,10 @@ def compare_memory(size: int, source: Source, pop: bool) -> Operation:
         offset = i.ea(cpu)
         raw = cpu.load(i.seg, offset, size)
         remember_operand(cpu, i, offset)
-        result = compare_with(cpu.fpu, source(raw), False)
-        if result is not None:
-            set_conditions(cpu.fpu, CONDITIONS[result])
-            if pop:
-                cpu.fpu.pop()
+        result, done = compare_with(cpu.fpu, source(raw), False)
+        set_conditions(cpu.fpu, CONDITIONS[result])
+        if pop and done:
+            cpu.fpu.pop()
 
     return fn
 
@@ -140,14 +142,15 @@ def compare_register(quiet: bool, pops: int, to_flags: bool = False) -> Operatio
         waiting(cpu)
         remember(cpu, i)
         fpu = cpu.fpu
-        result = compare_with(fpu, register_number(fpu, i.rm & 7), quiet)
-        if result is None:
-            return
+        before = fpu.sw & C1
+        result, done = compare_with(fpu, register_number(fpu, i.rm & 7), quiet)
+        if to_flags and not (fpu.empty(0) or fpu.empty(i.rm & 7)):
+            fpu.sw |= before  # only a stack fault changes C1 here, whatever the manual says
         if to_flags:
             cpu.set_status(FLAGS[result])
         else:
             set_conditions(fpu, CONDITIONS[result])
-        for _ in range(pops):
+        for _ in range(pops if done else 0):
             fpu.pop()
 
     return fn
@@ -228,13 +231,11 @@ def load_register(cpu: Cpu, i: Insn) -> None:
     fpu = cpu.fpu
     place = i.rm & 7
     fpu.sw &= ~C1
-    if fpu.valid >> (fpu.top - 1 & 7) & 1:
-        push_checked(fpu, 0)
-    elif fpu.empty(place):
+    if fpu.empty(place):
         if fpu.underflow():
             fpu.push(INDEFINITE)
     else:
-        fpu.push(fpu.st(place))
+        push_checked(fpu, fpu.st(place))
 
 
 def finish_store(cpu: Cpu, i: Insn, offset: int, value: int, size: int, flags: int, pop: bool) -> None:
@@ -248,6 +249,8 @@ def finish_store(cpu: Cpu, i: Insn, offset: int, value: int, size: int, flags: i
             cpu.store(i.seg, offset, size, value)
     else:
         cpu.load_bytes(i.seg, offset, size)
+        if flags & ~fpu.cw & (OE | UE):
+            flags &= OE | UE
     remember_operand(cpu, i, offset)
     fpu.signal(flags)
     if store and pop:
@@ -329,8 +332,8 @@ def store_bcd(cpu: Cpu, i: Insn) -> None:
     finish_store(cpu, i, offset, value, 10, flags, True)
 
 
-def store_register(pop: bool) -> Operation:
-    """FST, FSTP ST(i)."""
+def store_register(pop: bool, checked: bool = True) -> Operation:
+    """FST, FSTP ST(i). The alias at D9 D8 is not `checked`: it only pops when ST(0) is empty."""
 
     def fn(cpu: Cpu, i: Insn) -> None:
         waiting(cpu)
@@ -339,6 +342,9 @@ def store_register(pop: bool) -> Operation:
         fpu.sw &= ~C1
         value = fpu.r[fpu.top]
         if not fpu.valid >> fpu.top & 1:
+            if not checked:
+                fpu.pop()
+                return
             if not fpu.underflow():
                 return
             value = INDEFINITE
@@ -374,12 +380,10 @@ def conditional_move(mask: int, when: bool) -> Operation:
         waiting(cpu)
         remember(cpu, i)
         fpu = cpu.fpu
-        fpu.sw &= ~C1
         place = i.rm & 7
         if fpu.empty(0) or fpu.empty(place):
             if fpu.underflow():
-                if bool(cpu.get_rflags() & mask) == when or fpu.empty(0):
-                    fpu.put(0, INDEFINITE)
+                fpu.put(0, INDEFINITE)
         elif bool(cpu.get_rflags() & mask) == when:
             fpu.put(0, fpu.st(place))
 
@@ -447,8 +451,9 @@ def fill() -> None:
     row(1, 0xC0, load_register)
     for low in (1, 5, 7):
         row(low, 0xC8, exchange)
-    for low, modrm, pop in ((5, 0xD0, False), (5, 0xD8, True), (1, 0xD8, True), (7, 0xD0, True), (7, 0xD8, True)):
+    for low, modrm, pop in ((5, 0xD0, False), (5, 0xD8, True), (7, 0xD0, True), (7, 0xD8, True)):
         row(low, modrm, store_register(pop))
+    row(1, 0xD8, store_register(True, False))
     for number, mask in enumerate((1, 0x40, 0x41, 4)):
         row(2, 0xC0 + number * 8, conditional_move(mask, True))
         row(3, 0xC0 + number * 8, conditional_move(mask, False))

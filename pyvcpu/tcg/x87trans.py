@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import x87math as math
-from .softfloat import DE, DENORMAL, F80, IE, INF, NORMAL, QNAN, ZE, ZERO, Number, round_pack
+from .softfloat import DE, DENORMAL, F80, IE, INF, NORMAL, PE, QNAN, ZE, ZERO, Number, round_pack
 from .x87 import INDEFINITE, ONE, nan_result, with_denormal
 
 TYPE_CHECKING = False
@@ -59,8 +59,8 @@ def f2xm1(a: Number, cw: int) -> tuple[int, int]:
     top = mantissa.bit_length() + exponent
     if top > 0:
         if top == 1 and mantissa == 1 << mantissa.bit_length() - 1:
-            return (MINUS_HALF if sign else ONE), 0
-        return round_pack(F80, sign, mantissa, exponent, 0, cw)
+            return (MINUS_HALF if sign else ONE), PE
+        return round_pack(F80, sign, mantissa, exponent, 0, cw)[0], PE
     return finish(math.power_less_one(a), cw, kind == DENORMAL)
 
 
@@ -90,7 +90,8 @@ def fyl2x(x: Number, y: Number, cw: int) -> tuple[int, int]:
         return (INDEFINITE, IE) if one else infinity(y[1] ^ below, flags)
     if y[0] == ZERO:
         return (y[1] ^ below) << 79, flags
-    return finish(math.log_product(x, y), cw, denormal)
+    result, more = finish(math.log_product(x, y), cw, denormal)
+    return result, more | PE  # also where the logarithm is an integer
 
 
 def fyl2xp1(x: Number, y: Number, cw: int) -> tuple[int, int]:

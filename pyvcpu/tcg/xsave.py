@@ -87,8 +87,7 @@ def check_mxcsr(value: int) -> int:
 
 def legacy(fpu: Fpu, wide: bool = True, count: int = 16) -> bytes:
     """Return the 416 bytes that FXSAVE writes (it leaves the other 96 of 512 alone)."""
-    area = x87_head(fpu, wide) + MASKS.pack(fpu.mxcsr, MXCSR_MASK) + registers(fpu) + xmm(fpu, count)
-    return area
+    return x87_head(fpu, wide) + MASKS.pack(fpu.mxcsr, MXCSR_MASK) + registers(fpu) + xmm(fpu, count)
 
 
 def set_legacy(fpu: Fpu, data: bytes, wide: bool = True, count: int = 16) -> None:

@@ -130,14 +130,22 @@ def describe(image: bytes, memory: bytes, regs: list[int]) -> str:
     cw, sw, valid = struct.unpack_from("<HHB", image)
     mxcsr = struct.unpack_from("<I", image, 24)[0]
     lines = [f"cw {cw:04x} sw {sw:04x} valid {valid:02x} mxcsr {mxcsr:04x} regs {[hex(r) for r in regs]}"]
-    for n in range(3):
+    for n in range(2):
         st = int.from_bytes(image[32 + n * 16 : 42 + n * 16], "little")
         x = int.from_bytes(image[160 + n * 16 : 176 + n * 16], "little")
         lines.append(f"  st{n} {st:020x}  xmm{n} {x:032x}")
     return "\n".join([*lines, "  mem " + memory[:32].hex()])
 
 
-SPECIAL_MANTISSAS = (1 << 63, (1 << 64) - 1, 1 << 63 | 1, 3 << 62, 0x8000000000000400, 0xFFFFFFFFFFFFF800, 0x8000008000000000)
+SPECIAL_MANTISSAS = (
+    1 << 63,
+    (1 << 64) - 1,
+    1 << 63 | 1,
+    3 << 62,
+    0x8000000000000400,
+    0xFFFFFFFFFFFFF800,
+    0x8000008000000000,
+)
 
 
 def random80(r: random.Random) -> int:
@@ -156,7 +164,11 @@ def random80(r: random.Random) -> int:
     if choice == 3:
         return sign | r.getrandbits(15) << 64 | (r.getrandbits(64) if r.randrange(3) == 0 else mantissa)
     if choice == 4:
-        return sign | r.choice((1, 2, 0x7FFE, 0x7FFD, 0x3FFF - 1023, 0x3FFF + 1023, 0x3FFF - 126, 0x3FFF + 127, 0x403E)) << 64 | mantissa
+        return (
+            sign
+            | r.choice((1, 2, 0x7FFE, 0x7FFD, 0x3FFF - 1023, 0x3FFF + 1023, 0x3FFF - 126, 0x3FFF + 127, 0x403E)) << 64
+            | mantissa
+        )
     if choice == 5:
         value = r.getrandbits(r.randrange(1, 64)) | 1
         return sign | (0x3FFE + value.bit_length()) << 64 | value << (64 - value.bit_length())
