@@ -1,7 +1,7 @@
 """IEEE 754 arithmetic on integers, for every format of x87 and SSE: exact, then rounded once (SDM vol. 1 chapter 4).
 
 A number taken apart is `(kind, sign, mantissa, exponent)`. Finite ones are mantissa * 2**exponent; the mantissa of a
-NaN is 64 bits wide, as in the 80-bit format, whatever it came from. Flags are those of MXCSR and of the x87 status word.
+NaN is 64 bits wide, as in the 80-bit format, whatever it came from. Flags are those of MXCSR and of the status word.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def soft(f: Format, rounded: Callable[..., tuple[int, int]]) -> Element:
 
 
 def quick64(operation: Callable[[float, float], float], slow: Element, sums: float = 0.0) -> Element:
-    """Put Python's double before softfloat. `sums`: 1.0 for an addition, -1.0 for a subtraction: their error is known."""
+    """Put Python's double before softfloat. `sums`: 1.0 for an addition, -1.0 for a subtraction, with a known error."""
     unpack, pack, to_int, to_bytes = D.unpack, D.pack, Q.unpack, Q.pack
 
     def fn(a: int, b: int, mxcsr: int) -> tuple[int, int]:

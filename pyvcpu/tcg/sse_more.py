@@ -249,14 +249,17 @@ def dot_product(f: Format, multiply: Element, addition: Element) -> Operation:
             terms.append(product)
             flags |= more
         signal(cpu, flags)
-        flags = 0
-        while len(terms) > 1:
-            pairs = [addition(terms[n + 1], terms[n], mxcsr) for n in range(0, len(terms), 2)]
-            terms = [total for total, _ in pairs]
-            for _, more in pairs:
-                flags |= more
+        # The order decides only which of several NaNs comes out.
+        total, flags = addition(terms[1], terms[0], mxcsr)
+        totals = [total] * count
+        if count == 4:
+            high, more = addition(terms[3], terms[2], mxcsr)
+            lower, flags_low = addition(total, high, mxcsr)
+            upper, flags_high = addition(high, total, mxcsr)
+            totals = [lower, lower, upper, upper]
+            flags |= more | flags_low | flags_high
         signal(cpu, flags)
-        cpu.fpu.xmm[i.reg] = sum(terms[0] << n * w for n in range(count) if i.imm >> n & 1)
+        cpu.fpu.xmm[i.reg] = sum(totals[n] << n * w for n in range(count) if i.imm >> n & 1)
 
     return fn
 

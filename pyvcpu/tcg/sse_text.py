@@ -56,10 +56,8 @@ def string_compare(explicit: bool, to_index: bool) -> Operation:
     def fn(cpu: Cpu, i: Insn) -> None:
         ready(cpu)
         xmm = cpu.fpu.xmm
-        if i.mod == 3:
-            second = xmm[i.rm]
-        else:  # need not be aligned
-            second = int.from_bytes(cpu.load_bytes(i.seg, i.ea(cpu), 16), "little")
+        # A memory operand need not be aligned.
+        second = xmm[i.rm] if i.mod == 3 else int.from_bytes(cpu.load_bytes(i.seg, i.ea(cpu), 16), "little")
         imm = i.imm & 0xFF
         code = CODES[imm & 3]
         a, b = lanes(xmm[i.reg], code, 128), lanes(second, code, 128)
