@@ -459,7 +459,7 @@ def probe_store(cpu: Cpu, seg: int, offset: int, size: int) -> None:
     address = linear(cpu, seg, offset, size, True)
     for start, _part in pieces(cpu, address, size):
         if start >> 12 not in cpu.write_tlb:
-            translate(cpu, start, True, cpu.accessor)
+            fill(cpu, start, True, cpu.accessor)
 
 
 def load_bytes(cpu: Cpu, seg: int, offset: int, count: int) -> bytes:
