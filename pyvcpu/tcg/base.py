@@ -76,6 +76,7 @@ class Base(Thing):
         self.mp_state = RUNNABLE
         self.lock = vm.bus_lock
         self.cpu = Cpu(vm.memory, self)  # type: ignore[arg-type]  # Platform, which is made of this, is one
+        self.cpu.fpu.init()  # KVM's FPU is after RESET as after FNINIT
         if vm.irqs.mode != "none":
             from .lapic import Lapic
 
@@ -184,6 +185,8 @@ class Base(Thing):
             cpu.cr0, cpu.xcr0 = 0x10 | kept[0], kept[2]
             cpu.msr.update(kept[1])
             cpu.fpu = fpu
+        else:
+            cpu.fpu.init()
         self.cr8 = 0
         self.drop_completion()
         cpu.regs[2] = self.cpuid_table.look_up(1, 0)[0] or 0x600

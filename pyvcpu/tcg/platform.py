@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import msrs
 from .base import Base
 from .contract import UserMsr
+from .exceptions import GP, Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -119,28 +120,25 @@ class Platform(Base):
                 cpu.state_changed()
                 self.mp_state = RUNNABLE
 
+    def check_msr(self, index: int, write: bool) -> None:
+        """Raise UserMsr or #GP where a filter keeps the guest from an MSR: asked before any is read or written."""
+        found = self.vm.msr_filter
+        if found is not None and not found.allowed(index, WRITE if write else READ):
+            self._denied(FILTER)
+            raise Fault(GP, 0)
+
     def read_msr(self, index: int) -> int | None:
-        """Read an MSR for the guest; filters and missing ones may lead to user space."""
-        vm = self.vm
-        if vm.msr_filter is not None and not vm.msr_filter.allowed(index, READ):
-            return self._denied(FILTER)
+        """Read an MSR for the guest; user space may want to answer for those that there are not."""
         value = msrs.read(self, index)
-        if value is None and vm.user_msrs & UNKNOWN:
-            return self._denied(UNKNOWN)
+        if value is None:
+            self._denied(UNKNOWN)
         return value
 
     def write_msr(self, index: int, value: int) -> bool:
         """Write an MSR for the guest."""
-        vm = self.vm
-        if vm.msr_filter is not None and not vm.msr_filter.allowed(index, WRITE):
-            self._denied(FILTER)
-            return False
         if msrs.write(self, index, value):
             return True
-        if vm.user_msrs & (UNKNOWN | INVALID):
-            known = msrs.read(self, index) is not None
-            if vm.user_msrs & (INVALID if known else UNKNOWN):
-                self._denied(INVALID if known else UNKNOWN)
+        self._denied(UNKNOWN if msrs.read(self, index) is None else INVALID)
         return False
 
     def _denied(self, reason: int) -> None:

@@ -11,6 +11,7 @@ import os
 import threading
 from struct import unpack
 
+from .ioapic import LENGTH
 from .lapic import EXTINT, LOWEST, LVT_LINT0, M32, MASKED, NMI
 from .thing import fetch
 
@@ -200,6 +201,28 @@ class Irqs:
                 if kind == MSI and data & 0xFF == vector and data & 1 << 15:
                     return True
         return False
+
+    # The IOAPIC's memory, on a vCPU's thread.
+
+    def mmio_read(self, address: int, size: int) -> bytes | None:
+        """Read the IOAPIC; None where the address is not its."""
+        ioapic = self.ioapic
+        if ioapic is None or not ioapic.base <= address < ioapic.base + LENGTH:
+            return None
+        if address & 15 or size > 8:
+            return bytes(size)
+        with self.lock:
+            return ioapic.read(address - ioapic.base).to_bytes(8, "little")[:size]
+
+    def mmio_write(self, address: int, data: bytes) -> bool:
+        """Write the IOAPIC; False where the address is not its."""
+        ioapic = self.ioapic
+        if ioapic is None or not ioapic.base <= address < ioapic.base + LENGTH:
+            return False
+        if not address & 15:
+            with self.lock:
+                ioapic.write(address - ioapic.base, int.from_bytes(data[:4], "little"))
+        return True
 
     # Routes.
 

@@ -47,11 +47,12 @@ def set_regs(vcpu: Vcpu, data: bytes) -> None:
     values = REGS.unpack(data)
     for number, value in zip(REG_ORDER, values, strict=False):
         cpu.regs[number] = value
-    cpu.rip = values[16]
+    moved, cpu.rip = cpu.rip != values[16], values[16]
     cpu.set_rflags(values[17] & 0x3F7FD5 | FIXED_FLAG)
     if cpu.pending is not None and cpu.pending.kind == EVENT_EXCEPTION:
         cpu.pending = None
-    vcpu.drop_completion()
+    if moved:
+        vcpu.drop_completion()  # what was to be finished is not the next instruction any more
 
 
 def pack_segment(segment: Segment) -> tuple[int, ...]:

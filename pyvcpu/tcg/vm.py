@@ -154,7 +154,7 @@ class Vm(Thing):
         return self.tsc_khz
 
     def _set_tsc_khz(self, khz: int) -> int:
-        if khz >= 1 << 32 or self.vcpus:
+        if khz >= 1 << 32:
             raise OSError(errno.EINVAL, "rate")
         self.tsc_khz = khz or TSC_KHZ
         return 0
@@ -249,6 +249,9 @@ class Vm(Thing):
             raise OSError(errno.EINVAL, "there are vCPUs")
         fetch(address, 8)
         return 0
+
+    def _reset_rings(self, argument: int) -> int:
+        raise OSError(errno.EINVAL, "there are no dirty rings")
 
     # vCPUs.
 
@@ -419,6 +422,7 @@ class Vm(Thing):
         memories.KVM_SET_USER_MEMORY_REGION2.number: _set_region2,
         memories.KVM_GET_DIRTY_LOG.number: _get_dirty_log,
         memories.KVM_CLEAR_DIRTY_LOG.number: _clear_dirty_log,
+        memories.KVM_RESET_DIRTY_RINGS.number: _reset_rings,
         memories.KVM_SET_NR_MMU_PAGES.number: _accept,
         basic.KVM_SET_TSS_ADDR.number: _accept,
         basic.KVM_SET_IDENTITY_MAP_ADDR.number: _identity_map,
