@@ -63,6 +63,8 @@ class Base(Thing):
         self.exit_value = 0
         self.ended: list[int] = []  # vectors whose EOI user space is to hear of
         self.completion: Callable[[Any], bool] | None = None
+        self.budget = 2000  # instructions until the next look at signals and timers
+        self.was_kicked = False  # KVM_RUN was last left with EINTR
         self.thread = 0  # that KVM_RUN runs in
         self.turns = 0  # how often Cpu.execute() was left
         self.wake_fd = -1

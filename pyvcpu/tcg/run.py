@@ -22,7 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .vcpu import Vcpu
 
-BUDGET = 10_000  # instructions between two looks at signals and timers: a few milliseconds in the cold tier
+# Signals and timers are looked at every so many instructions: as many as take about SHORT to LONG_TURN ns.
+SHORT_TURN, LONG_TURN = 400_000, 1_600_000
+LEAST, MOST = 500, 50_000
 REQUEST_WINDOW, IMMEDIATE_EXIT, EXIT_REASON, READY, UNION = 0, 1, 8, 12, 32
 VALID_REGS, SYNC = 288, 304
 DATA = 4096
@@ -83,10 +85,16 @@ def _run(vcpu: Vcpu) -> int:
             vcpu.completion = None
             if not completion(vcpu):
                 return 0
+        if vcpu.was_kicked:
+            vcpu.was_kicked = False
+            vcpu.vm.clock.give_way()  # whoever kicked has got his answer, and should be able to look at it
         if page[IMMEDIATE_EXIT]:
             raise OSError(errno.EINTR, "immediate_exit")
         _loop(vcpu)
         return 0
+    except OSError:
+        vcpu.was_kicked = True
+        raise
     finally:
         _save(vcpu)
 
@@ -146,7 +154,8 @@ def _save(vcpu: Vcpu) -> None:
 def _loop(vcpu: Vcpu) -> None:
     """Run until there is an exit, written into the page. Raise OSError EINTR for a signal."""
     cpu, vm, signals = vcpu.cpu, vcpu.vm, vcpu.signals
-    timers = vm.timers
+    timers, clock = vm.timers, vm.clock
+    worked = clock.work()
     WORD.pack_into(vcpu.page, EXIT_REASON, UNKNOWN)
     cpu.recheck()
     while True:
@@ -169,7 +178,7 @@ def _loop(vcpu: Vcpu) -> None:
         _prepare(vcpu)
         vm.inside.add(vcpu)
         try:
-            code = cpu.execute(BUDGET)
+            code = cpu.execute(vcpu.budget)
         finally:
             vm.inside.discard(vcpu)
             vcpu.turns += 1
@@ -177,7 +186,12 @@ def _loop(vcpu: Vcpu) -> None:
                 vm.notify_left()
         if code != EXIT_ATTENTION and EXITS[code](vcpu):
             return
-        if timers.next <= vm.clock.now():
+        before, worked = worked, clock.work()
+        if worked - before > LONG_TURN:
+            vcpu.budget = max(vcpu.budget >> 1, LEAST)
+        elif worked - before < SHORT_TURN and code == EXIT_ATTENTION:
+            vcpu.budget = min(vcpu.budget << 1, MOST)
+        if timers.next <= clock.now():
             timers.run()
         if signals.pending():
             break
