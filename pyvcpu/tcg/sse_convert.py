@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 from . import softfloat as sf
 from .fpu import check_mmx
-from .softfloat import CHOP, DE, DENORMAL, F32, F64, IE, QNAN, Format, from_integer, nan_of, shift_round
+from .softfloat import CHOP, DE, DENORMAL, F32, F64, IE, PE, QNAN, Format, from_integer, nan_of, shift_round
 from .sse import M32, M64, add, general, load128, load_low, load_mmx, ready, set_mmx
 from .sse_float import FTZ, operand, signal
 
@@ -14,11 +16,17 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .decode import Insn
     from .sse import Operation
 
+EXPONENT = 0x7FF << 52
+unpack, to_bytes = Struct("<d").unpack, Struct("<Q").pack
 IMPRECISE = 8  # ROUNDxx: no precision exception
 
 
 def to_int(f: Format, raw: int, bits: int, mxcsr: int, chop: bool) -> tuple[int, int]:
     """Convert to a signed integer, as bits: the indefinite with IE where it does not fit."""
+    if f is F64 and chop and 0x3FF << 52 <= raw & EXPONENT < 0x41D << 52:
+        number: float = unpack(to_bytes(raw))[0]  # between 1 and 2**30 in magnitude
+        whole = int(number)
+        return whole & (1 << bits) - 1, 0 if whole == number else PE
     found = sf.to_integer(operand(f, raw, mxcsr), bits, CHOP if chop else mxcsr >> 13 & 3)
     if found is None:
         return 1 << bits - 1, IE

@@ -75,6 +75,8 @@ def quick64(operation: Callable[[float, float], float], slow: Element, sums: flo
 
     def fn(a: int, b: int, mxcsr: int) -> tuple[int, int]:
         if mxcsr & RC or not mxcsr & PM or not 0 < a & E64 < E64 or not 0 < b & E64 < E64:
+            if not (a | b | mxcsr & RC) and operation is not over:
+                return 0, 0
             return slow(a, b, mxcsr)
         x, y = unpack(to_bytes(a))[0], unpack(to_bytes(b))[0]
         r = operation(x, y)
@@ -97,6 +99,8 @@ def quick32(operation: Callable[[float, float], float], slow: Element) -> Elemen
 
     def fn(a: int, b: int, mxcsr: int) -> tuple[int, int]:
         if mxcsr & (RC | PE) != PE or not mxcsr & PM or not 0 < a & E32 < E32 or not 0 < b & E32 < E32:
+            if not (a | b | mxcsr & RC) and operation is not over:
+                return 0, 0
             return slow(a, b, mxcsr)
         try:
             result = to_int(pack(operation(unpack(to_bytes(a))[0], unpack(to_bytes(b))[0])))[0]
@@ -194,6 +198,14 @@ PREDICATES = ((0,), (-1,), (-1, 0), (2,), (-1, 1, 2), (0, 1, 2), (1, 2), (-1, 0,
 
 def compared(f: Format, raw_a: int, raw_b: int, mxcsr: int, quiet: bool) -> tuple[int, int]:
     """Return -1, 0, 1 or 2 for unordered, and the flags."""
+    exponent = f.exponent_mask << f.stored
+    if 0 < raw_a & exponent < exponent and 0 < raw_b & exponent < exponent:
+        if raw_a == raw_b:
+            return 0, 0
+        negative = raw_a >> f.sign
+        if negative != raw_b >> f.sign:
+            return -1 if negative else 1, 0
+        return -1 if (raw_a < raw_b) != negative else 1, 0
     a, b = operand(f, raw_a, mxcsr), operand(f, raw_b, mxcsr)
     kinds = a[0], b[0]
     if a[0] >= QNAN or b[0] >= QNAN:

@@ -242,15 +242,15 @@ def unary(operation: Unary, angle: bool = False) -> Operation:
         waiting(cpu)
         remember(cpu, i)
         fpu = cpu.fpu
+        if angle:
+            fpu.sw &= ~C2
         if fpu.empty(0):
             if fpu.underflow():
                 fpu.put(0, INDEFINITE)
             return
         a = split80(fpu.st(0))
-        if angle:
-            if too_far(fpu, a):
-                return
-            fpu.sw &= ~C2
+        if angle and too_far(fpu, a):
+            return
         result, flags = operation(a, fpu.cw)
         if not fpu.signal(flags) & BEFORE:
             fpu.put(0, result)
@@ -380,6 +380,7 @@ def fsincos(cpu: Cpu, i: Insn) -> None:
     waiting(cpu)
     remember(cpu, i)
     fpu = cpu.fpu
+    fpu.sw &= ~C2
     if not ready_for_two(fpu):
         return
     a = split80(fpu.st(0))
@@ -387,7 +388,6 @@ def fsincos(cpu: Cpu, i: Insn) -> None:
         return
     sine, flags = fsin(a, fpu.cw)
     cosine, more = fcos(a, fpu.cw)
-    fpu.sw &= ~C2
     if not fpu.signal(flags & ~sf.UP | more) & BEFORE:
         two_results(fpu, sine, cosine)
 
@@ -397,13 +397,13 @@ def fptan(cpu: Cpu, i: Insn) -> None:
     waiting(cpu)
     remember(cpu, i)
     fpu = cpu.fpu
+    fpu.sw &= ~C2
     if not ready_for_two(fpu):
         return
     a = split80(fpu.st(0))
     if too_far(fpu, a):
         return
     result, flags = tangent(a, fpu.cw)
-    fpu.sw &= ~C2
     if not fpu.signal(flags) & BEFORE:
         two_results(fpu, result, result if a[0] >= sf.INF else x87.ONE)
 

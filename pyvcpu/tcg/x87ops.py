@@ -180,7 +180,7 @@ def load_real(f: sf.Format, size: int) -> Operation:
             flags |= DE
         if fpu.valid >> (fpu.top - 1 & 7) & 1:
             push_checked(fpu, value)
-        elif not fpu.signal(flags) & (IE | DE):
+        elif not fpu.signal(flags) & IE:  # a denormal is pushed also when its exception is not masked
             fpu.push(value)
 
     return fn

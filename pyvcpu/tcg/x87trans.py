@@ -91,6 +91,8 @@ def fyl2x(x: Number, y: Number, cw: int) -> tuple[int, int]:
     if y[0] == ZERO:
         return (y[1] ^ below) << 79, flags
     result, more = finish(math.log_product(x, y), cw, denormal)
+    if denormal and not cw & DE:
+        return result, more
     return result, more | PE  # also where the logarithm is an integer
 
 
