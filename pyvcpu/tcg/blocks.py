@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     Hot = Callable[[Cpu, int], int]
 
 LONGEST = 48  # instructions in a block
+NEVER = -1 << 60  # the count of a block that is not to be translated
 MOST_BLOCKS = 20_000  # then all are dropped: about 60 MB
 
 
@@ -48,11 +49,16 @@ class Block:
 class PageCode:
     """What is decoded from one page: the blocks, and a bit for each byte that they use."""
 
-    __slots__ = ("blocks", "used")
+    __slots__ = ("blocks", "restless", "used")
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
         self.used = 0
+        self.restless = 0  # how often writes have hit code here
+
+    def longest(self) -> int:
+        """Return how many instructions a block may have: few where code keeps changing, for decoding costs."""
+        return LONGEST if self.restless < 32 else 8 if self.restless < 128 else 1
 
 
 class CodeCache:
@@ -104,6 +110,7 @@ class CodeCache:
         ]
         for block in hit:
             self.drop(block)
+        page.restless += bool(hit)
         return bool(hit)
 
     def drop(self, block: Block) -> None:
@@ -197,7 +204,9 @@ def decode_block(cpu: Cpu, rip: int, linear: int, physical: int, page: memoryvie
     bits, limit = cpu.bits, cpu.segs[1].limit
     insns: list[Insn] = []
     at = 0
-    while len(insns) < LONGEST:
+    here_before = cpu.code.pages.get(physical >> 12)
+    longest = LONGEST if here_before is None else here_before.longest()
+    while len(insns) < longest:
         here = rip + at & (M64 if bits == 64 else M32)
         if insns and (here < rip or (cpu.break_rips and linear + at in cpu.break_rips)):
             break
@@ -218,6 +227,8 @@ def decode_block(cpu: Cpu, rip: int, linear: int, physical: int, page: memoryvie
     block.extents.append((physical >> 12, start, end))
     block.view = page
     block.epoch = cpu.code.epoch
+    if longest == 1:
+        block.count = NEVER
     cpu.code.add(block)
     return block
 
@@ -240,6 +251,6 @@ def crossing(cpu: Cpu, rip: int, linear: int, physical: int, code: bytes, place:
     insn.ends = True
     block = Block(rip, (*place, second), cpu.code_key, [insn], b"")
     block.extents += [(physical >> 12, physical & 0xFFF, 4096), (second >> 12, 0, insn.length - len(code))]
-    block.count = -1 << 60  # never translated
+    block.count = NEVER
     cpu.code.add(block)
     return block

@@ -80,6 +80,8 @@ class Cpu:
         self.mmio_replay: list[bytes | None] = []
         self.mmio_at = 0
         self.wake = 1
+        self.extra = 0  # instructions that a REP stands for
+        self.port_answer: bytes | None = None  # of an INS that could not be finished at once
         self.single = False
         self.redo = False
         self.instructions = 0  # that were run by execute(), about
@@ -407,6 +409,7 @@ class Cpu:
         self.mmio_done()
         self.after = 0
         self.watch_hits = 0
+        self.port_answer = None
         if fault.vector == DB and self.dr[7] & 0x2000:
             self.dr[7] &= ~0x2000
         deliver(self, fault.vector, fault.error, EVENT_EXCEPTION)
@@ -433,7 +436,8 @@ class Cpu:
                 while True:
                     if self.wake:
                         self.service()
-                        left -= 1
+                        left -= 1 + self.extra
+                        self.extra = 0
                         if self.wake and not self.attention and left > 0:
                             continue
                     if self.attention or left <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .contract import EXIT_PIO
-from .exceptions import Exit
+from .exceptions import Exit, Fault
 from .interp import DF, M16, M32, MASK, get_reg, set_lazy, set_reg
 from .interp_system import check_io
 from .mmu import M64, load, store
@@ -32,8 +32,10 @@ def move_index(cpu: Cpu, number: int, i: Insn, by: int) -> None:
 
 
 def again(cpu: Cpu, i: Insn) -> None:
-    """Let a REP go on: the same instruction is next."""
+    """Let a REP go on: the same instruction is next. What it has done counts as that many instructions."""
     cpu.rip = i.rip
+    cpu.extra += BATCH
+    cpu.wake = 1
 
 
 def repeated(one: Callable[[Cpu, Insn, int], None], bulk: Callable[[Cpu, Insn, int], int]) -> Operation:
@@ -310,7 +312,8 @@ def ins(cpu: Cpu, i: Insn) -> None:
         return
     offset = cpu.regs[7] & i.amask
     cpu.probe_store(0, offset, size)
-    value = cpu.platform.port_read(port, size)
+    answer = cpu.port_answer
+    value = cpu.platform.port_read(port, size) if answer is None else int.from_bytes(answer[:size], "little")
     if value is None:
         count = 1
         if i.rep and not cpu.flags & DF and not cpu.single:
@@ -319,6 +322,7 @@ def ins(cpu: Cpu, i: Insn) -> None:
         leave_for_port(cpu, i, port, True, count, b"")
     assert value is not None
     store(cpu, 0, offset, size, value & MASK[size])
+    cpu.port_answer = None
     ins_done(cpu, i, 1)
     if i.rep and get_reg(cpu, 1, i.asize):
         again(cpu, i)
@@ -372,16 +376,21 @@ def leave_for_port(cpu: Cpu, i: Insn, port: int, is_in: bool, count: int, data: 
 def finish_in(cpu: Cpu, i: Insn, data: bytes) -> None:
     """Put the answer of an IN or INS where it belongs, and go on behind the instruction."""
     size = i.size
-    cpu.rip = i.next
     if i.op not in (0x6C, 0x6D):
-        value = int.from_bytes(data[:size].ljust(size, b"\0"), "little")
-        set_reg(cpu, 0, size, value)
+        cpu.rip = i.next
+        set_reg(cpu, 0, size, int.from_bytes(data[:size], "little"))
         return
+    data = data.ljust(size, b"\0")
     count = max(1, min(cpu.exit_count, len(data) // size))
     step = step_of(cpu, i)
-    for at in range(count):
-        offset = cpu.regs[7] + at * step & i.amask
-        store(cpu, 0, offset, size, int.from_bytes(data[at * size : at * size + size].ljust(size, b"\0"), "little"))
+    try:
+        for at in range(count):
+            offset = cpu.regs[7] + at * step & i.amask
+            store(cpu, 0, offset, size, int.from_bytes(data[at * size : at * size + size], "little"))
+    except (Exit, Fault):
+        cpu.port_answer = data  # memory is a device's, or was taken away: the instruction is run again with the answer
+        return
+    cpu.rip = i.next
     ins_done(cpu, i, count)
     if i.rep and get_reg(cpu, 1, i.asize):
         again(cpu, i)
