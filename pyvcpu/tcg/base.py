@@ -102,7 +102,32 @@ class Base(Thing):
         """Tell whether this is the boot processor."""
         return self.id == self.vm.boot_cpu
 
+    # Interrupts.
+
+    def update_irq(self) -> None:
+        """Tell the processor whether an interrupt waits. Under the lock of Irqs; any thread."""
+        if self.has_interrupt():
+            self.cpu.irq_pending = True
+            self.kick()
+
+    def has_interrupt(self) -> bool:
+        """Tell whether a controller has an interrupt for this processor. Under the lock of Irqs."""
+        if self.external is not None:
+            return True
+        pic = self.vm.irqs.pic
+        if pic is not None and pic.output and self.accepts_pic():
+            return True
+        return self.lapic is not None and self.lapic.ready()
+
+    def accepts_pic(self) -> bool:
+        """Tell whether interrupts of the PIC, or of user space, reach this processor."""
+        return self.lapic is None or self.lapic.accepts_pic()
+
     # Time.
+
+    def tsc(self) -> int:
+        """Return the time stamp counter."""
+        return self.host_tsc(self.vm.clock.now()) + self.tsc_offset & M64
 
     def host_tsc(self, now: int) -> int:
         """Return what a TSC of this rate has counted at a time of the VM's clock."""

@@ -41,10 +41,11 @@ FEATURES: dict[str, tuple[int, int, int]] = {
 
 # What the processor itself has built, and the KVM objects; the FPU has a list of its own.
 BUILT = (
-    "de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush ss cx16 pcid x2apic movbe popcnt "
-    "tsc_deadline hypervisor fsgsbase tsc_adjust smep erms adx smap clflushopt clwb umip la57 rdpid fsrm "
-    "arch_capabilities lahf_lm abm syscall nx pdpe1gb rdtscp lm"
-).split()
+    "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "sep", "mtrr", "pge", "mca", "cmov", "pat", "pse36",
+    "clflush", "ss", "cx16", "pcid", "x2apic", "movbe", "popcnt", "tsc_deadline", "hypervisor", "fsgsbase",
+    "tsc_adjust", "smep", "erms", "adx", "smap", "clflushopt", "clwb", "umip", "la57", "rdpid", "fsrm",
+    "arch_capabilities", "lahf_lm", "abm", "syscall", "nx", "pdpe1gb", "rdtscp", "lm",
+)  # fmt: skip
 ALIASES = {"sse4.1": "sse4_1", "sse4.2": "sse4_2", "pni": "sse3", "x87": "fpu", "pclmul": "pclmulqdq", "sha": "sha_ni"}
 
 KVM_SIGNATURE, KVM_FEATURES = 0x4000_0000, 0x4000_0001

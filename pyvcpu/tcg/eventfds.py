@@ -138,15 +138,17 @@ class Helper:
 
     def poke(self) -> None:
         """Have the thread look at timers and irqfds again. Any thread."""
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None and not self._closed:
-                    self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                    self._thread = threading.Thread(target=self._serve, name="KVM timers", daemon=True)
-                    self._thread.start()
-                    return
-        if threading.current_thread() is not self._thread and self._fd >= 0:
-            os.eventfd_write(self._fd, 1)
+        if threading.current_thread() is self._thread:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            if self._thread is None:
+                self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._thread = threading.Thread(target=self._serve, name="KVM timers", daemon=True)
+                self._thread.start()
+            else:
+                os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """End the thread and give all eventfds back."""
@@ -174,7 +176,8 @@ class Helper:
             if self._closed:
                 return
             for fd in ready:
-                if signals.drain(fd) and fd != self._fd:
+                there = signals.drain(fd)
+                if there and fd != self._fd:
                     self._vm.irqs.raised([one for one in self.irqfds if one.fd == fd])
 
     def assign(self, address: int, irqs: Irqs) -> None:

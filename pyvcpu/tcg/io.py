@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 
 class Io:
-    """The buses of a VM, for accesses of its vCPUs. `ports` is filled when devices are created, before any vCPU runs."""
+    """The buses of a VM, for accesses of its vCPUs. `ports` is filled when devices are created."""
 
     __slots__ = ("busy", "events", "ports", "zones")
 

@@ -99,10 +99,8 @@ class Ioapic:
 
     def _write_entry(self, pin: int, high: int, value: int) -> None:
         old = self.table[pin]
-        if high:
-            entry = old & M32 | value << 32
-        else:
-            entry = old & ~M32 | value & ~READ_ONLY & 0x1FFFF | old & READ_ONLY
+        low = value & ~READ_ONLY & 0x1FFFF | old & READ_ONLY
+        entry = old & M32 | value << 32 if high else old & ~M32 | low
         if not entry & LEVEL:
             entry &= ~REMOTE_IRR  # Linux clears a stuck interrupt by making its pin edge-triggered for a moment
         self.table[pin] = entry

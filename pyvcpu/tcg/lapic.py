@@ -1,4 +1,4 @@
-"""A local APIC: interrupts that wait for a processor, its timer, and messages to other processors (SDM vol. 3A, ch. 11).
+"""A local APIC: interrupts that wait for a processor, its timer, and messages to others (SDM vol. 3A, chapter 11).
 
 All state is guarded by the lock of Irqs, which is held while others are called. Priorities are looked up in integers
 of 256 bits, one bit a vector.
@@ -266,9 +266,7 @@ class Lapic:
             self.irqs.send(self, FIXED, value & 0xFF, False, True, False, 0, 1)
         elif self.x2apic:
             return offset == ESR and not value
-        elif offset == ID:
-            regs[at] = value & 0xFF00_0000
-        elif offset == LDR:
+        elif offset in (ID, LDR):
             regs[at] = value & 0xFF00_0000
         elif offset == DFR:
             regs[at] = value | 0x0FFF_FFFF

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
 
-    from .vcpu import Vcpu
+    from .base import Base
 
 M64 = 0xFFFF_FFFF_FFFF_FFFF
 ENTRY = Struct("<I4xQ")  # kvm_msr_entry
@@ -63,7 +63,7 @@ def initial() -> dict[int, int]:
     }  # fmt: skip
 
 
-def read(vcpu: Vcpu, index: int, host: bool = False) -> int | None:
+def read(vcpu: Base, index: int, host: bool = False) -> int | None:
     """Return an MSR of the platform, None where there is none; `host` has rights that a guest has not."""
     if index in vcpu.msrs:
         if not host and index == ARCH_CAPABILITIES and not vcpu.cpuid_table.has("arch_capabilities"):
@@ -92,7 +92,7 @@ def read(vcpu: Vcpu, index: int, host: bool = False) -> int | None:
     return None
 
 
-def write(vcpu: Vcpu, index: int, value: int, host: bool = False) -> bool:
+def write(vcpu: Base, index: int, value: int, host: bool = False) -> bool:
     """Write an MSR of the platform; False where there is none, or it does not take the value."""
     if index in PLAIN:
         return _write_plain(vcpu, index, value, host)
@@ -130,14 +130,14 @@ def write(vcpu: Vcpu, index: int, value: int, host: bool = False) -> bool:
         return _write_bank(vcpu, index, value, host)
     elif index in X2APIC and vcpu.lapic is not None:
         return vcpu.lapic.write_msr(index, value, host)
-    elif index == PERF_STATUS or index == PLATFORM_ID:
+    elif index in (PERF_STATUS, PLATFORM_ID):
         return host and not value
     else:
         return False
     return True
 
 
-def _write_plain(vcpu: Vcpu, index: int, value: int, host: bool) -> bool:
+def _write_plain(vcpu: Base, index: int, value: int, host: bool) -> bool:
     if value & ~PLAIN[index]:
         return False
     if index == FEATURE_CONTROL and not host and vcpu.msrs[index] & 1:  # locked
@@ -156,7 +156,7 @@ def _write_plain(vcpu: Vcpu, index: int, value: int, host: bool) -> bool:
     return True
 
 
-def _write_bank(vcpu: Vcpu, index: int, value: int, host: bool) -> bool:
+def _write_bank(vcpu: Base, index: int, value: int, host: bool) -> bool:
     """Write a register of a machine-check bank: CTL all or nothing, the others 0 unless by the host."""
     if not index & 3:
         if value not in (0, M64) and value | 1 << 10 != M64 and value | 1 != M64:

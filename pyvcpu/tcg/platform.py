@@ -81,28 +81,9 @@ class Platform(Base):
             self.want_exit = window_open
             self.cpu.attention = 1
 
-    def accepts_pic(self) -> bool:
-        """Tell whether interrupts of the PIC, or of user space, reach this processor."""
-        return self.lapic is None or self.lapic.accepts_pic()
-
     def window_accepted(self) -> bool:
         """Tell whether user space could inject an interrupt, as far as the controllers go."""
         return self.external is None and self.accepts_pic()
-
-    def update_irq(self) -> None:
-        """Tell the processor whether an interrupt waits. Under the lock of Irqs; any thread."""
-        if self.has_interrupt():
-            self.cpu.irq_pending = True
-            self.kick()
-
-    def has_interrupt(self) -> bool:
-        """Tell whether a controller has an interrupt for this processor. Under the lock of Irqs."""
-        if self.external is not None:
-            return True
-        pic = self.vm.irqs.pic
-        if pic is not None and pic.output and self.accepts_pic():
-            return True
-        return self.lapic is not None and self.lapic.ready()
 
     def accept_init_sipi(self) -> None:
         """Do what INIT and SIPI ask for. Under the lock of Irqs, on the vCPU's thread or under its mutex."""
@@ -165,10 +146,6 @@ class Platform(Base):
             ebx = 576
         return function, index, flags, eax, ebx, ecx, edx
 
-    def tsc(self) -> int:
-        """Return the time stamp counter."""
-        return self.host_tsc(self.vm.clock.now()) + self.tsc_offset & M64
-
     def get_cr8(self) -> int:
         """Return the task priority."""
         return self.cr8 if self.lapic is None else self.lapic.get_cr8()
@@ -197,5 +174,3 @@ def window_open(vcpu: Vcpu) -> None:
 def set_tpr(vcpu: Vcpu) -> None:
     """Write KVM_EXIT_SET_TPR."""
     vcpu.page[8:12] = b"\x0b\0\0\0"
-
-

@@ -12,7 +12,15 @@ from threading import get_ident
 
 from . import state
 from .contract import (
-    EVENT_EXCEPTION, EXIT_ATTENTION, EXIT_DEBUG, EXIT_FAIL, EXIT_HALT, EXIT_MMIO, EXIT_MSR, EXIT_PIO, EXIT_SHUTDOWN,
+    EVENT_EXCEPTION,
+    EXIT_ATTENTION,
+    EXIT_DEBUG,
+    EXIT_FAIL,
+    EXIT_HALT,
+    EXIT_MMIO,
+    EXIT_MSR,
+    EXIT_PIO,
+    EXIT_SHUTDOWN,
     Event,
 )  # fmt: skip
 from .exceptions import Exit, Fault
@@ -134,9 +142,7 @@ def _save(vcpu: Vcpu) -> None:
     if vcpu.vm.irqs.pic is not None:
         ready = 1
     else:
-        ready = int(
-            bool(flags & IF) and not cpu.interrupt_shadow and cpu.pending is None and vcpu.window_accepted()
-        )
+        ready = int(bool(flags & IF) and not cpu.interrupt_shadow and cpu.pending is None and vcpu.window_accepted())
     HEAD.pack_into(page, READY, ready, flags >> 9 & 1, 0, vcpu.get_cr8(), vcpu.apic_base)
     (valid,) = LONG.unpack_from(page, VALID_REGS)
     if valid & 7:
@@ -274,9 +280,7 @@ def _port(vcpu: Vcpu) -> bool:
     cpu, page = vcpu.cpu, vcpu.page
     vcpu.count("io_exits")
     data = cpu.exit_data
-    IO.pack_into(
-        page, EXIT_REASON, EXIT_IO, not cpu.exit_in, cpu.exit_size, cpu.exit_port, cpu.exit_count, DATA
-    )
+    IO.pack_into(page, EXIT_REASON, EXIT_IO, not cpu.exit_in, cpu.exit_size, cpu.exit_port, cpu.exit_count, DATA)
     if cpu.exit_in:
         vcpu.completion = _finish_in
     else:
@@ -322,9 +326,7 @@ def _device(vcpu: Vcpu) -> bool:
     cpu = vcpu.cpu
     vcpu.count("mmio_exits")
     data = cpu.exit_data.ljust(8, b"\0")
-    MMIO.pack_into(
-        vcpu.page, EXIT_REASON, MMIO_EXIT, cpu.exit_address, data, cpu.exit_size, cpu.exit_write
-    )
+    MMIO.pack_into(vcpu.page, EXIT_REASON, MMIO_EXIT, cpu.exit_address, data, cpu.exit_size, cpu.exit_write)
     vcpu.completion = _finish_device
     return True
 
@@ -359,9 +361,7 @@ def _write_debug(vcpu: Vcpu, exception: int, dr6: int, pc: int) -> None:
 def _fail(vcpu: Vcpu) -> bool:
     """Write KVM_INTERNAL_ERROR_EMULATION, with the bytes of the instruction where they can be read."""
     code = instruction_bytes(vcpu)
-    INTERNAL.pack_into(
-        vcpu.page, EXIT_REASON, INTERNAL_ERROR, 1, 4 if code else 0, 1 if code else 0, len(code), code
-    )
+    INTERNAL.pack_into(vcpu.page, EXIT_REASON, INTERNAL_ERROR, 1, 4 if code else 0, 1 if code else 0, len(code), code)
     return True
 
 
@@ -388,9 +388,7 @@ def instruction_bytes(vcpu: Vcpu) -> bytes:
 def _msr(vcpu: Vcpu) -> bool:
     cpu = vcpu.cpu
     value = int.from_bytes(cpu.exit_data, "little") if cpu.exit_write else 0
-    MSR.pack_into(
-        vcpu.page, EXIT_REASON, WRMSR if cpu.exit_write else RDMSR, 0, vcpu.exit_value, cpu.exit_msr, value
-    )
+    MSR.pack_into(vcpu.page, EXIT_REASON, WRMSR if cpu.exit_write else RDMSR, 0, vcpu.exit_value, cpu.exit_msr, value)
     vcpu.completion = _finish_msr
     return True
 

@@ -44,7 +44,7 @@ class timespec(ctypes.Structure):
 
 
 class Signals:
-    """What a vCPU knows of its thread's signals. `mask`: which stay blocked in KVM_RUN, None for those of the thread."""
+    """What a vCPU knows of its thread's signals. `mask`: which stay blocked in KVM_RUN; None: as in the thread."""
 
     __slots__ = ("_before", "_before_at", "_fd", "_inside", "_inside_at", "_pending", "_pending_at", "mask")
 
@@ -79,7 +79,7 @@ class Signals:
 
 def wait(fds: list[int], nanoseconds: int | None) -> list[int]:
     """Wait until one of some fds can be read, or for a time; return those that can be."""
-    array = (pollfd * len(fds))(*((fd, POLLIN) for fd in fds))
+    array = (pollfd * len(fds))(*[pollfd(fd, POLLIN) for fd in fds])
     limit = None
     if nanoseconds is not None:
         limit = ctypes.addressof(time := timespec(*divmod(max(nanoseconds, 0), 1_000_000_000)))

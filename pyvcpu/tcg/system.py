@@ -11,7 +11,7 @@ from ..kvm.abi.caps import Cap
 from . import cpuid, msrs
 from .memory import SLOTS
 from .thing import Thing, fetch, give
-from .vm import MAX_VCPU_ID, MAX_VCPUS, PINS, Vm
+from .vm import MAX_VCPU_ID, MAX_VCPUS, Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -161,5 +161,3 @@ def _give_list(address: int, indices: tuple[int, ...]) -> int:
         raise OSError(errno.E2BIG, "too short")
     give(address + 4, pack(f"<{len(indices)}I", *indices))
     return 0
-
-

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from struct import pack, unpack
 
 from ..kvm.abi import basic, clock, debug, device, events, features, irq, msr, state, stats
 from . import interp_system, mmu, msrs, xsaves
 from . import state as states
 from .contract import EVENT_EXCEPTION, Event
-from .cpu import Cpu
-from .cpuid import MOST, Entry, Table, pack as pack_cpuid, unpack as unpack_cpuid
+from .cpuid import MOST, Entry, Table
+from .cpuid import pack as pack_cpuid
+from .cpuid import unpack as unpack_cpuid
 from .exceptions import Fault
 from .hostmap import Mapping
 from .platform import Platform
-from .signals import Signals
-from .thing import Thing, fetch, give
+from .thing import fetch, give
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
-    from typing import ClassVar
 
     from .lapic import Lapic
-    from .thing import Request
-    from .vm import Vm
 
 PAGE = 4096
 RUN_SIZE = 3 * PAGE
@@ -189,7 +185,8 @@ class Vcpu(Platform):
 
     def _set_one_reg(self, address: int) -> int:
         number, place = unpack("<QQ", fetch(address, 16))
-        if number & ~0xFFFF_FFFF != ONE_MSR or not self._set_msr(number & 0xFFFF_FFFF, unpack("<Q", fetch(place, 8))[0]):
+        (value,) = unpack("<Q", fetch(place, 8))
+        if number & ~0xFFFF_FFFF != ONE_MSR or not self._set_msr(number & 0xFFFF_FFFF, value):
             raise OSError(errno.EINVAL, "no such register")
         return 0
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from functools import partial
 from struct import pack, unpack
 
-from ..kvm.abi import basic, clock as clocks, ioevent, irq, memory as memories, msr, stats
+from ..kvm.abi import basic, ioevent, irq, msr, stats
+from ..kvm.abi import clock as clocks
 from ..kvm.abi import device as devices
+from ..kvm.abi import memory as memories
 from .clock import Clock, Timers
 from .coalesced import Zones
 from .eventfds import Helper, Ioevents
@@ -105,9 +108,12 @@ class Vm(Thing):
                         continue
                     turns = vcpu.turns
                     vcpu.cpu.attention = 1
-                    self._left.wait_for(lambda v=vcpu, t=turns: v not in self.inside or v.turns != t, SETTLE)
+                    self._left.wait_for(partial(self._has_left, vcpu, turns), SETTLE)
             finally:
                 self.settling -= 1
+
+    def _has_left(self, vcpu: Vcpu, turns: int) -> bool:
+        return vcpu.turns != turns or vcpu not in self.inside
 
     def notify_left(self) -> None:
         """Tell settle() that a vCPU has left its code."""
@@ -132,9 +138,7 @@ class Vm(Thing):
 
     def _get_clock(self, address: int) -> int:
         now = self.clock.now()
-        data = pack(
-            "<QIIQQ16x", self.kvmclock(now) & M64, REALTIME | HOST_TSC | TSC_STABLE, 0, self.clock.wall(), now
-        )
+        data = pack("<QIIQQ16x", self.kvmclock(now) & M64, REALTIME | HOST_TSC | TSC_STABLE, 0, self.clock.wall(), now)
         give(address, data)
         return 0
 
