@@ -138,6 +138,12 @@ def waiting(cpu: Cpu) -> None:
         raise Fault(MF)
 
 
+def present(cpu: Cpu) -> None:
+    """Raise what is due before an instruction that does not wait for errors: #NM."""
+    if cpu.cr0 & (EM | TS):
+        raise Fault(NM)
+
+
 def remember(cpu: Cpu, i: Insn) -> None:
     """Note the instruction for FSTENV, after `waiting`."""
     fpu = cpu.fpu

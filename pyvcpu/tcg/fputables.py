@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import sse_convert, sse_crypto, sse_float, sse_int, sse_more, sse_state, sse_text, x87ctl
+from . import sse_convert, sse_crypto, sse_float, sse_int, sse_more, sse_state, sse_text, x87ctl, x87env, x87mem
 from .fpu import check_mmx
 from .sse import SSE
 from .x87ops import X87
@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 __all__ = ["EMMS", "FEATURES", "SSE", "WAIT", "X87"]
 
 WAIT = x87ctl.wait
-# Each enters its instructions into SSE when it is imported.
-PARTS = (sse_convert, sse_crypto, sse_float, sse_int, sse_more, sse_state, sse_text)
+# Each enters its instructions into SSE or X87 when it is imported.
+PARTS = (sse_convert, sse_crypto, sse_float, sse_int, sse_more, sse_state, sse_text, x87ctl, x87env, x87mem)
 # CPUID bits of what is built here, by the names of pyvcpu.x86.features.
 FEATURES = (
     "fpu", "mmx", "fxsr", "sse", "sse2", "pni", "ssse3", "sse4_1", "sse4_2", "aes", "pclmulqdq",
