@@ -71,6 +71,7 @@ class Cpu:
         self.code_maps: dict[Key, dict[int, Block]] = {}
         self.code_map: dict[int, Block] = {}
         self.code_key: Key = ()
+        self.mode_key: Key | None = None  # what the mode was last worked out from
         self.last_physical = 0
         self.after = 0
         self.watched: set[int] = set()
@@ -164,6 +165,7 @@ class Cpu:
     def state_changed(self) -> None:
         """Work out the mode anew and flush the TLB: to call after registers were set from outside."""
         self.cpuid_changed()
+        self.mode_key = None
         protected = bool(self.cr0 & PE)
         if self.flags & VM and protected:
             self.cpl = 3
@@ -183,6 +185,11 @@ class Cpu:
     def update_mode(self) -> None:
         """Work out what follows from CR0, EFER, CS, SS, the privilege level and RFLAGS."""
         cr0, flags = self.cr0, self.flags
+        cs, ss = self.segs[CS], self.segs[SS]
+        key = (cr0, self.cr4, self.efer, flags & (VM | ACF), self.cpl, cs.l, cs.db, cs.base, cs.limit, ss.db)
+        if key == self.mode_key:
+            segments.ranges(self, cs)
+            return
         self.long = bool(self.efer & mmu.LMA)
         protected = bool(cr0 & PE)
         self.v86 = protected and bool(flags & VM) and not self.long
@@ -190,7 +197,7 @@ class Cpu:
         self.protected = protected and not self.v86
         if not protected:
             self.cpl = 0
-        cs, ss = self.segs[CS], self.segs[SS]
+        self.mode_key = (*key[:4], self.cpl, *key[5:])
         bits = 64 if self.long and cs.l else 32 if cs.db else 16
         if bits != self.bits:
             if (bits == 64) != (self.bits == 64):

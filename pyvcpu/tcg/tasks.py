@@ -152,6 +152,7 @@ def load_task(cpu: Cpu, state: dict[str, list[int]], wide: bool, nested: bool) -
         segment.present = 0
         ranges(cpu, segment)
         cpu.segs[number] = segment
+    cpu.mode_key = None
     if cpu.flags & VM and wide:
         for number, selector in selectors.items():
             segment = cpu.segs[number]

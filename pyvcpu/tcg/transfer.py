@@ -359,6 +359,7 @@ def iret_to_v86(cpu: Cpu, offset: int, selector: int, flags: int) -> None:
         set_v86(segment)
         segment.read_high = segment.write_high = M16
         cpu.segs[number] = segment
+    cpu.mode_key = None
     cpu.cpl = 3
     cpu.regs[4] = new_sp
     cpu.rip = offset & M16
@@ -400,6 +401,7 @@ def flat(cpu: Cpu, number: int, selector: int, code: bool, dpl: int, long_code: 
     if code:
         segment.write_high = -1
     cpu.segs[number] = segment
+    cpu.mode_key = None
 
 
 def syscall(cpu: Cpu, i: Insn) -> None:
