@@ -1,0 +1,51 @@
+"""The file of KVM_GET_STATS_FD (api.rst 4.133): what was counted until it was opened, and since.
+
+The file is one of memory, filled when it is opened and each time that KVM_RUN is left while it is open.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import pack
+
+HEADER, DESC, NAME, ID = 24, 16, 48, 48
+CUMULATIVE, INSTANT, LOGARITHMIC = 0, 1, 4
+BOOLEAN = 0x40
+BUCKETS = 32
+
+VM_STATS = (("remote_tlb_flush", CUMULATIVE, 1), ("mmu_flush", CUMULATIVE, 1))
+VCPU_STATS = (
+    ("exits", CUMULATIVE, 1), ("io_exits", CUMULATIVE, 1), ("mmio_exits", CUMULATIVE, 1), ("halt_exits", CUMULATIVE, 1),
+    ("signal_exits", CUMULATIVE, 1), ("irq_injections", CUMULATIVE, 1), ("blocking", INSTANT | BOOLEAN, 1),
+    ("halt_wait_hist", LOGARITHMIC, BUCKETS),
+)  # fmt: skip
+
+
+class StatsFile:
+    """An open file of statistics. `write` brings it up to date."""
+
+    __slots__ = ("_table", "_where", "fd")
+
+    def __init__(self, name: str, counts: dict[str, int], of_vcpu: bool) -> None:
+        self._table = VCPU_STATS if of_vcpu else VM_STATS
+        self.fd = os.memfd_create("kvm-stats", os.MFD_CLOEXEC)
+        descriptors = b""
+        offset = 0
+        for stat, flags, size in self._table:
+            descriptors += pack("<IhHII", flags, 0, size, offset, 0) + stat.encode().ljust(NAME, b"\0")
+            offset += 8 * size
+        at = HEADER + ID
+        self._where = at + len(descriptors)
+        head = pack("<6I", 0, NAME, len(self._table), HEADER, at, self._where)
+        os.pwrite(self.fd, head + name.encode().ljust(ID, b"\0") + descriptors, 0)
+        self.write(counts)
+
+    def write(self, counts: dict[str, int]) -> None:
+        """Write the values."""
+        data = b"".join(pack("<Q", counts.get(name, 0)).ljust(8 * size, b"\0") for name, _, size in self._table)
+        os.pwrite(self.fd, data, self._where)
+
+
+def open_stats(name: str, counts: dict[str, int], of_vcpu: bool) -> int:
+    """Return the fd of a new file."""
+    return StatsFile(name, counts, of_vcpu).fd
