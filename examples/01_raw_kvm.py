@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout: nothing need be installed
 
-from pyvcpu.kvm import Kvm, VcpuFd, abi
+from pyvcpu import open_accel
+from pyvcpu.kvm import VcpuFd, abi
 
 ADDRESS = 0x1000
 CODE = bytes.fromhex(  # for 16-bit real mode
@@ -30,7 +31,8 @@ def main() -> None:
     memory[ADDRESS : ADDRESS + len(CODE + TEXT)] = CODE + TEXT
     host_address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
-    with Kvm() as kvm, kvm.create_vm() as vm:
+    # Kvm() would do where there is KVM; this takes a processor in software where there is none.
+    with open_accel() as kvm, kvm.create_vm() as vm:
         print(f"KVM API version {kvm.get_api_version()}: {kvm} made {vm}")
         vm.set_tss_addr(0xFFFB_D000)  # KVM on Intel wants three pages for itself, or real mode does not work
         vm.set_user_memory_region(slot=0, guest_phys_addr=0, memory_size=len(memory), userspace_addr=host_address)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .kvm import Kvm as Kvm
     from .kvm import KvmError as KvmError
     from .machine import Machine as Machine
+    from .machine.accel import open_accel as open_accel
     from .machine.outcome import Outcome as Outcome
     from .memory import GuestMemory as GuestMemory
     from .memory import GuestMemoryError as GuestMemoryError
@@ -42,6 +43,7 @@ _HOME = {
     "State": "vcpu",
     "StateError": "errors",
     "Vcpu": "vcpu",
+    "open_accel": "machine.accel",
 }
 __all__ = sorted(_HOME)  # strings all, though the linter cannot see it
 

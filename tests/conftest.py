@@ -3,6 +3,7 @@
 | variable | meaning |
 |---|---|
 | PYVCPU_KVM | the device to open instead of /dev/kvm |
+| PYVCPU_ACCEL=tcg | what needs KVM runs on the software one, pyvcpu.tcg (also --accel tcg) |
 | PYVCPU_REQUIRE_KVM=1 | a test that needs KVM and has none fails; it is skipped otherwise |
 | PYVCPU_REQUIRE_TOOLS=1 | a test that needs a program and has none fails; it is skipped otherwise |
 | PYVCPU_REPEAT=N | run each test marked `smp` N times (also --repeat N); 1 when not given |
@@ -24,6 +25,8 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
+from tests.not_for_tcg import not_for_tcg
+
 KVM_TESTS = Path(__file__).parent / "kvm"
 KVM_GET_API_VERSION = 0xAE00  # as a bare number: this must not depend on the code under test
 KVM_API_VERSION = 12
@@ -34,7 +37,31 @@ hypothesis.settings.register_profile("pyvcpu", deadline=None)
 hypothesis.settings.load_profile("pyvcpu")
 
 
-def pytest_configure() -> None:
+def accel() -> str:
+    """Return which accelerator the tests that need KVM run on: kvm or tcg."""
+    return os.environ.get("PYVCPU_ACCEL") or "kvm"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the accelerator, and take signals as a shell leaves them."""
+    chosen = config.getoption("accel")
+    if chosen:
+        os.environ["PYVCPU_ACCEL"] = chosen
+    if accel() == "tcg":
+        os.environ.pop("PYVCPU_KVM", None)
+        use_software()
+    take_signals()
+
+
+def use_software() -> None:
+    """Have every Kvm() of this process go to the software KVM."""
+    from pyvcpu.kvm import system
+    from pyvcpu.tcg.kernel import TcgKernel
+
+    system.LinuxKernel = TcgKernel  # type: ignore[misc]  # the one place at which the real one is chosen
+
+
+def take_signals() -> None:
     """Take signals as a shell in a terminal leaves them: jobs in the background and nohup have some ignored.
 
     What is ignored here would be in every program that a test starts.
@@ -61,6 +88,8 @@ def unavailable(what: str, reason: str) -> NoReturn:
 @functools.cache
 def kvm_problem() -> str | None:
     """Return why KVM cannot be used, None when it can. Asks the kernel once per session."""
+    if accel() == "tcg":
+        return None
     path = os.environ.get("PYVCPU_KVM", "/dev/kvm")
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -119,7 +148,8 @@ def open_files() -> dict[int, str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --repeat."""
+    """Add --repeat and --accel."""
+    parser.addoption("--accel", choices=("kvm", "tcg"), help="what tests that need KVM run on")
     default = int(os.environ.get("PYVCPU_REPEAT", "1"))
     parser.addoption("--repeat", type=int, default=default, help="run each test marked smp this many times")
 
@@ -143,8 +173,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)  # before any fixture opens anything
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test that needs KVM where there is none."""
-    if item.get_closest_marker("kvm") and (problem := kvm_problem()):
-        unavailable("KVM", problem)
+    if item.get_closest_marker("kvm"):
+        if problem := kvm_problem():
+            unavailable("KVM", problem)
+        if accel() == "tcg" and (reason := not_for_tcg(item.nodeid)):
+            pytest.skip(reason)
 
 
 ran = 0
@@ -164,4 +197,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_report_header() -> str:
     """Say which KVM the run has."""
+    if accel() == "tcg":
+        return "KVM: pyvcpu.tcg, in software"
     return f"KVM: {kvm_problem() or os.environ.get('PYVCPU_KVM', '/dev/kvm')}"

@@ -40,7 +40,9 @@ def instruction(rnd: Random, bits: int) -> bytes:
     if kind == 6:
         return head + bytes((0x83,)) + operand(rnd, rnd.randrange(8), memory) + bytes((rnd.getrandbits(8),))
     if kind == 7:
-        return head + bytes((0x81,)) + operand(rnd, rnd.randrange(8), memory) + immediate(rnd, bits, prefix and not wide)
+        return (
+            head + bytes((0x81,)) + operand(rnd, rnd.randrange(8), memory) + immediate(rnd, bits, prefix and not wide)
+        )
     if kind == 8:
         return head + bytes((rnd.choice((0x88, 0x89, 0x8A, 0x8B)),)) + operand(rnd, reg, memory)
     if kind == 9:

@@ -10,7 +10,7 @@ from ..machine.outcome import Outcome
 from ..posix import signal
 from . import INTERRUPTED, USAGE, complain, say
 from .console import Input
-from .options import CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, default_kvm
+from .options import ACCEL_OPTION, CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, named_kvm
 from .output import TICK, Output, OutputError
 from .signals import Signalled, Signals, die_of
 
@@ -60,6 +60,7 @@ OPTIONS = (
     Option("--trace", "write a timeline of the vCPUs, for Perfetto or chrome://tracing", "FILE"),
     Option("--explain", "say, step by step, what happens in the life of each vCPU"),
     Option("--top", "show exits per second at the bottom of the terminal that standard error is"),
+    ACCEL_OPTION,
     KVM_OPTION,
 )
 
@@ -136,7 +137,6 @@ class Job:
         from ..machine import Machine
 
         options = self._options
-        path = options.kvm or default_kvm()
         with Machine(
             self._memory,
             options.smp,
@@ -145,7 +145,8 @@ class Job:
             output=output.write,
             on_listen=lambda: console.start(machine.com1),
             warn=say,
-            kvm=path if watch is None else watch.open_kvm(path),
+            accel=options.accel if watch is None else None,
+            kvm=named_kvm(options.kvm) if watch is None else watch.open_kvm(options.accel, named_kvm(options.kvm)),
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
             console.on_quit = lambda: _quit(machine, output)

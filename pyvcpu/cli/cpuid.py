@@ -24,7 +24,7 @@ from ..x86.features import shown
 from ..x86.paravirt import HYPERVISOR
 from . import say
 from .info import as_json, emit, filled
-from .options import CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, default_kvm
+from .options import ACCEL_OPTION, CPU_OPTION, KVM_OPTION, SMP_OPTION, Option, named_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -58,6 +58,7 @@ OPTIONS = (
     Option("--irqchip", "kernel (default), split or none: without a local APIC there is no x2APIC", "KIND", "kernel"),
     Option("--raw", "print the bare leaves"),
     Option("--json", "print JSON for programs"),
+    ACCEL_OPTION,
     KVM_OPTION,
 )
 
@@ -71,7 +72,13 @@ def run(options: SimpleNamespace) -> int:
     if options.raw and options.json:
         raise ConfigError("the leaves are printed with --raw or with --json, not with both")
     with Machine(
-        "64K", options.smp, cpu=options.cpu, irqchip=options.irqchip, warn=say, kvm=options.kvm or default_kvm()
+        "64K",
+        options.smp,
+        cpu=options.cpu,
+        irqchip=options.irqchip,
+        warn=say,
+        accel=options.accel,
+        kvm=named_kvm(options.kvm),
     ) as machine:
         index = vcpu_index(options.index, machine.topology)
         machine.load_plan(Plan("flat", (), [None] * len(machine.vcpus), "kernel"))  # nothing runs

@@ -7,10 +7,11 @@ import os
 from ..kvm.abi import basic as abi
 from ..kvm.abi.caps import Cap
 from ..kvm.errors import KvmError
-from ..kvm.system import Kvm
+from ..kvm.system import DEVICE, Kvm
+from ..machine.accel import ELSEWHERE
 from ..machine.host import REQUIRED
 from . import NO_KVM, USAGE, complain
-from .options import KVM_OPTION, Option, default_kvm
+from .options import KVM_OPTION, Option, named_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -34,6 +35,7 @@ with --json, one object. New keys may be added; those that are there keep their 
   tsc_khz       rate of a guest's time-stamp counter, or null
   sync_regs     register sets that KVM_CAP_SYNC_REGS keeps: of regs, sregs, events
   capabilities  name to value, 0 for those that are absent
+  accelerators  name to {usable, why}: who may run a guest (--accel), and why not
 
 exit status: 0; 2 bad usage; 4 KVM is missing or refused."""
 
@@ -51,16 +53,43 @@ WIDTH = 80
 
 def run(options: SimpleNamespace) -> int:
     """Print what there is to tell, and return the exit status."""
-    path = options.kvm or default_kvm()
+    path = named_kvm(options.kvm) or DEVICE
     try:
         facts = survey(path)
     except KvmError as error:
         if not options.json:
+            emit("\n".join(accelerator_lines(accelerators(str(error)))))
             raise
         what = error.strerror or error.hint
-        text = as_json({"schema": SCHEMA, "usable": False, "error": f"{error.ioctl}: {what}", "hint": error.hint})
+        text = as_json(
+            {
+                "schema": SCHEMA,
+                "usable": False,
+                "error": f"{error.ioctl}: {what}",
+                "hint": error.hint,
+                "accelerators": accelerators(str(error)),
+            }
+        )
         return emit(text) or NO_KVM
-    return emit(as_json(facts) if options.json else "\n".join(lines(facts)))
+    facts["accelerators"] = accelerators("")
+    return emit(
+        as_json(facts) if options.json else "\n".join([*lines(facts), *accelerator_lines(facts["accelerators"])])
+    )
+
+
+def accelerators(why_not_kvm: str) -> dict[str, dict[str, Any]]:
+    """Return each accelerator that QEMU knows: whether it can be used here, and why not."""
+    found: dict[str, dict[str, Any]] = {"kvm": {"usable": not why_not_kvm, "why": why_not_kvm}}
+    found |= {name: {"usable": True, "why": ""} for name in ("tcg", "dummy")}
+    return found | {name: {"usable": False, "why": where} for name, where in ELSEWHERE.items()}
+
+
+def accelerator_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return them in lines for people."""
+    return [
+        "accelerators (--accel)",
+        *(f"  {name:<6} {'usable' if one['usable'] else 'not here: ' + one['why']}" for name, one in found.items()),
+    ]
 
 
 def emit(text: str) -> int:

@@ -88,6 +88,11 @@ def quick_parse(table: Sequence[Option], arguments: Sequence[str]) -> SimpleName
 KVM_OPTION = Option("--kvm", "the KVM device (default: the environment's PYVCPU_KVM, or /dev/kvm)", "PATH")
 
 
+ACCEL_OPTION = Option(
+    "--accel",
+    "who runs the guest: kvm, tcg (in software) or dummy (nobody), or a list (default: PYVCPU_ACCEL, or kvm:tcg)",
+    "NAME[:NAME]",
+)
 SMP_OPTION = Option(
     "--smp",
     "vCPUs (default 1), as sockets of cores of threads, with room for maxcpus",
@@ -103,6 +108,6 @@ CPU_OPTION = Option(
 )
 
 
-def default_kvm() -> str:
-    """Return the KVM device to use where --kvm names none."""
-    return os.environ.get("PYVCPU_KVM") or "/dev/kvm"
+def named_kvm(given: str | None) -> str | None:
+    """Return the KVM device that --kvm, or else the environment, names; None for none."""
+    return given or os.environ.get("PYVCPU_KVM") or None

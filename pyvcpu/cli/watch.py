@@ -64,13 +64,11 @@ class Watch:
             explain = Explain(self._teller.tell)
         return Trace(self._timeline, explain)
 
-    def open_kvm(self, path: str) -> str | Kvm:
-        """Return what Machine gets as `kvm`: where ioctls are traced, one that shows them from the first on."""
-        if self._trace is None:
-            return path
-        from ..kvm import Kvm
+    def open_kvm(self, accel: str | None, path: str | None) -> Kvm:
+        """Open what the machine runs on; where ioctls are traced, one that shows them from the first on."""
+        from ..machine.accel import open_machine
 
-        self._kvm = Kvm(path, self._trace.kernel)
+        self._kvm = open_machine(accel, path, say, None if self._trace is None else self._trace.see)
         return self._kvm
 
     def begin(self, machine: Machine) -> None:

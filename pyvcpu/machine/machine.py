@@ -9,7 +9,7 @@ from .. import boot
 from ..addresses import AddressSpace
 from ..devices.debug import CONSOLE_PORT
 from ..errors import ConfigError, StateError
-from ..kvm.system import DEVICE, Kvm
+from ..kvm.system import Kvm
 from ..memory import GuestMemory
 from ..vcpu import State, Vcpu
 from ..vcpu.context import KvmContext
@@ -19,6 +19,7 @@ from ..vcpu.thread import VcpuThread
 from ..x86 import topology
 from ..x86.cpu import Cpu as CpuModel
 from ..x86.cpu import parse as parse_cpu
+from .accel import open_machine
 from .board import Board
 from .host import check_smp, read_image, require_capabilities, to_stdout, warn_by_default
 from .irqchip import KINDS, IrqChip
@@ -47,8 +48,9 @@ class Machine(Serving):
     split; None for what the image's format needs. `output`: gets the bytes that the guest writes to COM1 and to the
     debug console, in the thread of the vCPU that writes them. `on_listen`: called once, on such a thread, when the
     guest first looks for input at COM1; what `machine.com1.receive()` is given before that waits. `warn`: gets a line
-    on what was asked for and cannot be had, but is no reason to stop; warnings.warn otherwise. `kvm`: the device file,
-    or an open Kvm.
+    on what was asked for and cannot be had, but is no reason to stop; warnings.warn otherwise. `accel`: who runs the
+    guest, kvm, tcg or dummy, or a list such as "kvm:tcg", the default (or PYVCPU_ACCEL): KVM where it can be used,
+    else a processor in software. `kvm`: the device file, or an open Kvm: that one and no other.
 
     Use it with `with`: it owns threads, memory and file descriptors. Methods are for threads that are no vCPU's of this
     machine, unless they say otherwise. Raises ConfigError, ImageError, KvmError, HostMemoryError, all of them
@@ -72,7 +74,8 @@ class Machine(Serving):
         output: Callable[[bytes], object] = to_stdout,
         on_listen: Callable[[], object] | None = None,
         warn: Callable[[str], object] | None = None,
-        kvm: str | Kvm = DEVICE,
+        accel: str | None = None,
+        kvm: str | Kvm | None = None,
     ) -> None:
         super().__init__()
         self._open = False
@@ -84,18 +87,25 @@ class Machine(Serving):
         self._plan: Plan | None = None
         self._closers: list[Callable[[], object]] = []  # in order of creation
         try:
-            self._build(memory, model, kvm, warn or warn_by_default)
+            self._build(memory, model, accel, kvm, warn or warn_by_default)
             self._build_board(output, on_listen)
         except BaseException:
             self._close_all()
             raise
         self._open = True
 
-    def _build(self, memory: str | int, model: CpuModel, kvm: str | Kvm, warn: Callable[[str], object]) -> None:
+    def _build(
+        self,
+        memory: str | int,
+        model: CpuModel,
+        accel: str | None,
+        kvm: str | Kvm | None,
+        warn: Callable[[str], object],
+    ) -> None:
         self.memory = GuestMemory(memory)
         self._closers.append(self.memory.close)
-        if isinstance(kvm, str):
-            kvm = Kvm(kvm)
+        if not isinstance(kvm, Kvm):
+            kvm = open_machine(accel, kvm, warn)
             self._closers.append(kvm.close)
         self.kvm = kvm
         require_capabilities(kvm)

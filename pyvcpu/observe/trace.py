@@ -6,7 +6,7 @@ import threading
 from time import perf_counter_ns
 
 from ..kvm.abi.layout import EXIT_REASON, REASON_KEY_BYTE_RING
-from ..kvm.kernel import LinuxKernel
+from ..kvm.kernel import Kernel, LinuxKernel
 from ..vcpu import current_cpu
 from .stats import BY_ADDRESS, IO_EXIT, OTHERS, Kind, Stats, name_of
 from .timeline import DATA, EXIT_RECORD, MMIO_TAIL, RUN, Event, told_of
@@ -14,6 +14,7 @@ from .timeline import DATA, EXIT_RECORD, MMIO_TAIL, RUN, Event, told_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
+    from mmap import mmap as Mapping
     from typing import TypeVar
 
     from ..vcpu import Vcpu
@@ -46,9 +47,13 @@ class Trace(Stats):
         self._thread_starts: dict[int, int] = {}
 
     @property
-    def kernel(self) -> LinuxKernel:
-        """A new one."""
-        return TracedKernel(self._happened)
+    def kernel(self) -> Kernel:
+        """A new one, through which one gets at the real kernel."""
+        return self.see(LinuxKernel())
+
+    def see(self, kernel: Kernel) -> Kernel:
+        """Return one that notes each ioctl on its way to `kernel`."""
+        return TracedKernel(kernel, self._happened)
 
     def _happened(self, event: Event) -> None:
         if self._explain is not None:
@@ -162,12 +167,19 @@ class TracedLoop:
         kind.add(key if reason in BY_ADDRESS else 0, done - self._end)
 
 
-class TracedKernel(LinuxKernel):
-    """The kernel, with a note of each ioctl; KVM_RUN goes by `request`, and without one."""
+class TracedKernel(Kernel):
+    """Another door to the kernel, with a note of each ioctl; KVM_RUN goes by `request`, and without one."""
 
-    def __init__(self, happened: Callable[[Event], object]) -> None:
-        super().__init__()
-        ioctl, names = self.ioctl, ioctl_names()
+    __slots__ = ("_inner", "errno", "ioctl", "request")
+
+    ioctl: Callable[[int, int, int], int]
+    errno: Callable[[], int]
+    request: Callable[[int, int], object]
+
+    def __init__(self, inner: Kernel, happened: Callable[[Event], object]) -> None:
+        self._inner = inner
+        self.errno, self.request = inner.errno, inner.request
+        ioctl, names = inner.ioctl, ioctl_names()
 
         def noted(fd: int, number: int, argument: int) -> int:
             start = perf_counter_ns()
@@ -177,6 +189,26 @@ class TracedKernel(LinuxKernel):
             return result
 
         self.ioctl = noted
+
+    def open(self, path: str) -> int:
+        """Open a device file."""
+        return self._inner.open(path)
+
+    def mmap(self, fd: int, length: int) -> Mapping:
+        """Map `fd`."""
+        return self._inner.mmap(fd, length)
+
+    def mmap_at(self, fd: int, length: int, offset: int) -> Mapping:
+        """Map `fd` from `offset` on."""
+        return self._inner.mmap_at(fd, length, offset)
+
+    def close(self, fd: int) -> None:
+        """Close `fd`."""
+        self._inner.close(fd)
+
+    def catch(self, number: int) -> None:
+        """Let a signal interrupt KVM_RUN."""
+        self._inner.catch(number)
 
 
 def _nothing(event: object) -> None:

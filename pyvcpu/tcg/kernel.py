@@ -15,7 +15,7 @@ import os
 import threading
 
 from ..kvm.abi.basic import KVM_RUN
-from ..kvm.kernel import Kernel
+from ..kvm.kernel import LinuxKernel
 from .hostmap import lay_over
 from .run import kvm_run
 from .system import System
@@ -29,7 +29,7 @@ RUN = KVM_RUN.number
 PAGE = 4096
 
 
-class TcgKernel(Kernel):
+class TcgKernel(LinuxKernel):
     """The software KVM. Any thread; `_lock` guards the table of fds.
 
     A request returns -1 where KVM's would, with KVM's errno in errno() of the same thread. In a forked child every
@@ -45,7 +45,7 @@ class TcgKernel(Kernel):
         self._things: dict[int, Thing] = {}
         self.ioctl = self._ioctl
         self.errno = self._errno
-        self.request = self._request
+        self.request = self._ask
 
     def open(self, path: str) -> int:
         """Open the software KVM, whatever the path's name."""
@@ -97,7 +97,7 @@ class TcgKernel(Kernel):
             raise OSError(thing.unknown(number), "no such request")
         return request(thing, argument)
 
-    def _request(self, fd: int, number: int) -> None:
+    def _ask(self, fd: int, number: int) -> None:
         thing = self._things.get(fd)
         if number == RUN and type(thing) is Vcpu and thing.pid == os.getpid():
             kvm_run(thing, 0)

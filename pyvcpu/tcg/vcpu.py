@@ -438,7 +438,7 @@ Vcpu.REQUESTS = {
             (msr.KVM_SET_MSRS, Vcpu._set_msrs), (basic.KVM_SET_CPUID2, Vcpu._set_cpuid2),
             (basic.KVM_GET_CPUID2, Vcpu._get_cpuid2), (features.KVM_SET_CPUID, Vcpu._set_cpuid),
             (basic.KVM_GET_MP_STATE, Vcpu._get_mp_state), (basic.KVM_SET_MP_STATE, Vcpu._set_mp_state),
-            (basic.KVM_SET_SIGNAL_MASK, Vcpu._set_signal_mask), (irq.KVM_INTERRUPT, Vcpu._interrupt),
+            (state.KVM_SET_SIGNAL_MASK, Vcpu._set_signal_mask), (irq.KVM_INTERRUPT, Vcpu._interrupt),
             (irq.KVM_NMI, Vcpu._nmi), (basic.KVM_TRANSLATE, Vcpu._translate),
             (debug.KVM_SET_GUEST_DEBUG, Vcpu._set_guest_debug), (state.KVM_GET_LAPIC, Vcpu._get_lapic),
             (state.KVM_SET_LAPIC, Vcpu._set_lapic), (basic.KVM_GET_TSC_KHZ, Vcpu._get_tsc_khz),

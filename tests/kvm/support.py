@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "tests" / "guests"
 IMAGES = ROOT / "examples" / "images"
 DEVICE = os.environ.get("PYVCPU_KVM", "/dev/kvm")
+SOFTWARE = os.environ.get("PYVCPU_ACCEL") == "tcg"
 
 HLT = b"\xf4"
 SPIN = b"\xeb\xfe"  # jmp .
@@ -121,7 +122,7 @@ def command(*arguments: object) -> list[str]:
 
 def environment(**changes: str | None) -> Mapping[str, str]:
     """Return the environment of the command: this checkout is found from every directory."""
-    result = {**os.environ, "PYTHONPATH": str(ROOT), "PYVCPU_KVM": DEVICE, **changes}
+    result = {**os.environ, "PYTHONPATH": str(ROOT), **({} if SOFTWARE else {"PYVCPU_KVM": DEVICE}), **changes}
     return {name: value for name, value in result.items() if value is not None}
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pyvcpu.tcg.cpu import (
-    EXIT_ATTENTION, EXIT_DEBUG, EXIT_FAIL, EXIT_HALT, EXIT_MMIO, EXIT_PIO, EXIT_SHUTDOWN, Cpu,
+    EXIT_ATTENTION,
+    EXIT_DEBUG,
+    EXIT_FAIL,
+    EXIT_HALT,
+    EXIT_MMIO,
+    EXIT_PIO,
+    EXIT_SHUTDOWN,
+    Cpu,
 )  # fmt: skip
 from tests.tcg_machine import Machine
 
@@ -263,7 +270,11 @@ def test_page_faults(pae: bool, code: str, entry: int, wp: int, error: int | Non
     if error is None:
         assert cpu.rip == 0x1000 + len(code) // 2
     else:
-        assert (vector_of(cpu), stack(machine, 2), cpu.cr2) == (14, [error, 0x400008 if code == JUMP else 0x1000], 0x400008)
+        assert (vector_of(cpu), stack(machine, 2), cpu.cr2) == (
+            14,
+            [error, 0x400008 if code == JUMP else 0x1000],
+            0x400008,
+        )
     assert machine.get(place, 8) == after
 
 

@@ -110,7 +110,9 @@ def value(rnd: Random) -> int:
     if chance < 0.5:
         return rnd.randrange(0x2000, 0xE000)
     if chance < 0.6:
-        return rnd.choice([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1])
+        return rnd.choice(
+            [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1]
+        )
     return rnd.getrandbits(64) if chance < 0.8 else rnd.getrandbits(8)
 
 
