@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pyvcpu.tcg.cpu import (
-    EXIT_ATTENTION, EXIT_DEBUG, EXIT_FAIL, EXIT_HALT, EXIT_MMIO, EXIT_PIO, EXIT_SHUTDOWN, Cpu,
+    EXIT_ATTENTION,
+    EXIT_DEBUG,
+    EXIT_FAIL,
+    EXIT_HALT,
+    EXIT_MMIO,
+    EXIT_PIO,
+    EXIT_SHUTDOWN,
+    Cpu,
 )  # fmt: skip
 from tests.tcg_machine import Machine
 
@@ -263,7 +270,11 @@ def test_page_faults(pae: bool, code: str, entry: int, wp: int, error: int | Non
     if error is None:
         assert cpu.rip == 0x1000 + len(code) // 2
     else:
-        assert (vector_of(cpu), stack(machine, 2), cpu.cr2) == (14, [error, 0x400008 if code == JUMP else 0x1000], 0x400008)
+        assert (vector_of(cpu), stack(machine, 2), cpu.cr2) == (
+            14,
+            [error, 0x400008 if code == JUMP else 0x1000],
+            0x400008,
+        )
     assert machine.get(place, 8) == after
 
 
@@ -450,7 +461,8 @@ def test_movs_from_device_to_device() -> None:
         cpu.complete_mmio(None if cpu.exit_write else cpu.exit_address.to_bytes(4, "big"))
     assert code == EXIT_HALT
     assert seen == [
-        (False, 0x200000, b""), (True, 0x300000, b"\0\x20\0\0"), (False, 0x200004, b""), (True, 0x300004, b"\0\x20\0\x04"),
+        (False, 0x200000, b""), (True, 0x300000, b"\0\x20\0\0"), (False, 0x200004, b""),
+        (True, 0x300004, b"\0\x20\0\x04"),
     ]  # fmt: skip
     assert (cpu.regs[1], cpu.regs[6], cpu.regs[7]) == (0, 0x200008, 0x300008)
 

@@ -46,10 +46,8 @@ BRANCHES = {0xC3, 0xE8, 0xE9, 0xEB, 0xE0, 0xE1, 0xE2, 0xE3, *range(0x70, 0x80), 
 
 def count_of(insn: Insn, regs: list[int]) -> int:
     """Return the count of a shift, rotate or double shift."""
-    if insn.op in (0xC0, 0xC1, 0x1A4, 0x1AC):
-        count = insn.imm
-    else:
-        count = 1 if insn.op in (0xD0, 0xD1) else regs[1]
+    by_imm, by_one = insn.op in (0xC0, 0xC1, 0x1A4, 0x1AC), insn.op in (0xD0, 0xD1)
+    count = insn.imm if by_imm else 1 if by_one else regs[1]
     return count & (63 if insn.size == 8 else 31)
 
 
@@ -110,7 +108,9 @@ def value(rnd: Random) -> int:
     if chance < 0.5:
         return rnd.randrange(0x2000, 0xE000)
     if chance < 0.6:
-        return rnd.choice([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1])
+        return rnd.choice(
+            [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1]
+        )
     return rnd.getrandbits(64) if chance < 0.8 else rnd.getrandbits(8)
 
 
