@@ -1,4 +1,4 @@
-"""Random programs for the processor of pyvcpu.tcg: loops with branches, loads and stores, that always come to an end."""
+"""Random programs for the processor of pyvcpu.tcg: loops with branches, loads and stores, that come to an end."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from random import Random
 FREE = (0, 1, 2, 3)  # registers that a program may change: rAX rCX rDX rBX; rSI and rDI point to data, rBP counts
 ALU = [kind << 3 | form for kind in range(8) for form in range(4)]
 CONDITIONS = range(16)
+CODE = [32]  # the code size that operand() writes for
 
 
 def operand(rnd: Random, reg: int, memory: bool) -> bytes:
     """Return a ModRM byte with a register or a place near rSI or rDI (16-bit code: SI or DI, too)."""
     if memory:
-        base = rnd.choice((4, 5)) if operand.bits == 16 else rnd.choice((6, 7))
+        base = rnd.choice((4, 5)) if CODE[0] == 16 else rnd.choice((6, 7))
         return bytes((0x40 | reg << 3 | base, rnd.randrange(0, 100)))
     return bytes((0xC0 | reg << 3 | rnd.choice(FREE),))
-
-
-operand.bits = 32  # type: ignore[attr-defined]
 
 
 def immediate(rnd: Random, bits: int, prefix: bool) -> bytes:
@@ -81,7 +79,7 @@ def bits_of(rnd: Random, reg: int) -> bytes:
 
 def program(rnd: Random, bits: int, length: int) -> bytes:
     """Return a loop of about `length` instructions, with branches forward; rBP counts down, HLT ends it."""
-    operand.bits = bits  # type: ignore[attr-defined]
+    CODE[0] = bits
     body = [instruction(rnd, bits) for _ in range(length)]
     pieces: list[bytes] = []
     at = 0

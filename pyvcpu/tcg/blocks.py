@@ -10,7 +10,7 @@ from __future__ import annotations
 from .contract import EXIT_FAIL
 from .decode import NO_OPCODE, Insn, decode
 from .exceptions import GP, Exit, Fault
-from .mmu import M32, M64, SUPERVISOR, USER, translate
+from .paging import M32, M64, SUPERVISOR, USER, translate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -86,8 +86,7 @@ class CodeCache:
         if page is None:
             page = self.pages[gfn] = PageCode()
             for cpu in self.cpus:  # from now on writes to the page must go the slow way
-                for tlb in (*cpu.tlb[3:], *cpu.mixed_tlb):
-                    tlb.clear()
+                cpu.forget_writable()
         page.blocks.append(block)
         page.used |= (1 << end - first) - 1 << first
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import interp, interp_string, mmu, segments
+from . import answers, breakpoints, interp, mmu, modes, steps
 from .blocks import Block, CodeCache, find
 from .contract import (
     EVENT_EXCEPTION,
@@ -24,10 +24,11 @@ from .contract import (
     Segment,
     UserMsr,
 )  # fmt: skip
-from .exceptions import DB, GP, Exit, Fault
-from .interp import ACF, IF, M16, M32, M64, RF, TF, VM
+from .exceptions import DB, Exit, Fault
+from .interp import IF, M16, M32, RF, TF
 from .interrupts import deliver, once
-from .mmu import AFTER_WATCH, SUPERVISOR, SUPERVISOR_AC, USER, Tlb
+from .mmu import Tlb
+from .paging import SUPERVISOR, SUPERVISOR_AC, USER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -141,128 +142,18 @@ class Cpu:
         self.fpu.reset()
         self.state_changed()
 
-    # The mode.
-    def cpuid_changed(self) -> None:
-        """Take from CPUID what paging and CR4 depend on."""
-        cpuid = self.platform.cpuid
-        highest = cpuid(0x80000000, 0)[0]
-        self.phys_bits = (cpuid(0x80000008, 0)[0] & 0xFF or 36) if highest >= 0x80000008 else 36
-        self.gigabyte_pages = bool(highest >= 0x80000001 and cpuid(0x80000001, 0)[3] & 1 << 26)
-        largest, ebx, _, _ = cpuid(0, 0)
-        self.vendor_intel = ebx == 0x756E6547
-        self.reserved = (1 << 52) - (1 << self.phys_bits)
-        ecx = cpuid(1, 0)[2]
-        _, ebx7, ecx7, _ = cpuid(7, 0) if largest >= 7 else (0, 0, 0, 0)
-        allowed = -1
-        for bit, there in (
-            (16, ebx7 & 1), (17, ecx & 1 << 17), (18, ecx & 1 << 26), (20, ebx7 & 1 << 7), (21, ebx7 & 1 << 20),
-            (11, ecx7 & 4), (12, ecx7 & 1 << 16),
-        ):  # fmt: skip
-            if not there:
-                allowed &= ~(1 << bit)
-        self.cr4_allowed = allowed
-
-    def state_changed(self) -> None:
-        """Work out the mode anew and flush the TLB: to call after registers were set from outside."""
-        self.cpuid_changed()
-        self.mode_key = None
-        protected = bool(self.cr0 & PE)
-        if self.flags & VM and protected:
-            self.cpl = 3
-        else:
-            self.cpl = self.segs[SS].dpl if protected else 0
-        self.update_mode()
-        if self.cr0 & PG and self.cr4 & mmu.PAE and not self.long:
-            from .interp_system import load_pdptrs
-
-            load_pdptrs(self, self.cr3, False)
-        for segment in self.segs:
-            segments.ranges(self, segment)
-        mmu.flush(self)
-        self.update_breakpoints()
-        self.wake = 1
-
-    def update_mode(self) -> None:
-        """Work out what follows from CR0, EFER, CS, SS, the privilege level and RFLAGS."""
-        cr0, flags = self.cr0, self.flags
-        cs, ss = self.segs[CS], self.segs[SS]
-        key = (cr0, self.cr4, self.efer, flags & (VM | ACF), self.cpl, cs.l, cs.db, cs.base, cs.limit, ss.db)
-        if key == self.mode_key:
-            segments.ranges(self, cs)
-            return
-        self.long = bool(self.efer & mmu.LMA)
-        protected = bool(cr0 & PE)
-        self.v86 = protected and bool(flags & VM) and not self.long
-        was = self.protected
-        self.protected = protected and not self.v86
-        if not protected:
-            self.cpl = 0
-        self.mode_key = (*key[:4], self.cpl, *key[5:])
-        bits = 64 if self.long and cs.l else 32 if cs.db else 16
-        if bits != self.bits:
-            if (bits == 64) != (self.bits == 64):
-                for tlb in (*self.tlb, *self.mixed_tlb):
-                    tlb.clear()
-            if bits != 64:
-                self.regs[:8] = [value & M32 for value in self.regs[:8]]
-            self.bits = bits
-        self.stack_mask = M64 if bits == 64 else M32 if ss.db else M16
-        self.canonical_bits = 56 if self.cr4 & mmu.LA57 else 47
-        ac = flags & ACF
-        self.accessor = USER if self.cpl == 3 else SUPERVISOR_AC if ac and self.cr4 & mmu.SMAP else SUPERVISOR
-        self.align_check = bool(self.cpl == 3 and ac and cr0 & AM)
-        if self.align_check:
-            self.read_tlb, self.write_tlb, self.mixed = {}, {}, {}
-        else:
-            self.read_tlb, self.write_tlb = self.tlb[self.accessor], self.tlb[3 + self.accessor]
-            self.mixed = self.mixed_tlb[self.accessor]
-        if was != self.protected:
-            for segment in self.segs:
-                segments.ranges(self, segment)
-        else:
-            segments.ranges(self, cs)
-        self.select_code_map()
-
-    def select_code_map(self) -> None:
-        """Choose the map of blocks for the current mode."""
-        cs = self.segs[CS]
-        if self.bits == 64:
-            key: Key = (64, tuple(self.break_rips)) if self.break_rips else (64,)
-        else:
-            flat = 0
-            for number in (ES, SS, DS):
-                segment = self.segs[number]
-                if segment.base == 0 and segment.write_low == 0 and segment.write_high == M32 == segment.read_high:
-                    flat |= 1 << number
-            key = (self.bits, self.stack_mask, flat, cs.base, cs.limit, *self.break_rips)
-        self.code_key = key
-        code_map = self.code_maps.get(key)
-        if code_map is None:
-            code_map = self.code_maps[key] = {}
-        self.code_map = code_map
-
-    def update_breakpoints(self) -> None:
-        """Work out which addresses and pages the breakpoints concern, the guest's and the host's."""
-        self.break_rips, self.watchpoints, self.watched = {}, [], set()
-        host = self.debug_control & ENABLE and self.debug_control & USE_HW_BP
-        dr = self.debug_dr if host else self.dr
-        control = dr[7]
-        for number in range(4):
-            if not control >> 2 * number & 3:
-                continue
-            kind, length = control >> 16 + 4 * number & 3, (1, 2, 8, 4)[control >> 18 + 4 * number & 3]
-            start = dr[number]
-            if kind == 0:
-                self.break_rips[start] = self.break_rips.get(start, 0) | 1 << number
-            elif kind != 2:
-                start &= ~(length - 1)
-                self.watchpoints.append((number, start, length, kind))
-                self.watched.add(start >> 12)
-        for tlb in (*self.tlb, *self.mixed_tlb):
+    def forget_writable(self) -> None:
+        """Clear the TLBs of writes."""
+        for tlb in self.tlb[3:]:
             tlb.clear()
-        self.code_maps.clear()
-        self.select_code_map()
-        self.wake = 1
+        for mixed in self.mixed_tlb:
+            mixed.clear()
+
+    def forget_pages(self) -> None:
+        """Clear the TLBs of reads and writes."""
+        self.forget_writable()
+        for tlb in self.tlb[:3]:
+            tlb.clear()
 
     # Flags.
     def get_rflags(self) -> int:
@@ -296,13 +187,6 @@ class Cpu:
         """Deliver INT n, INT3 or INTO; rip is behind the instruction. A fault on the way is the instruction's."""
         once(self, vector, None, EVENT_SOFTWARE)
 
-    def host_breakpoint(self, insn: Insn) -> None:
-        """Leave for the host's debugger at an INT3."""
-        self.rip = insn.rip
-        self.exit_exception, self.exit_dr6 = 3, 0
-        self.exit_pc = self.linear_rip()
-        raise Exit(EXIT_DEBUG)
-
     def linear_rip(self) -> int:
         """Return the linear address of the next instruction."""
         return self.rip if self.bits == 64 else self.segs[CS].base + self.rip & M32
@@ -327,87 +211,6 @@ class Cpu:
         stepped = self.debug_control & ENABLE and self.debug_control & SINGLE_STEP
         if self.flags & (TF | RF) or self.interrupt_shadow or stepped:
             self.alone()
-
-    def alone(self) -> None:
-        """Run one instruction, then do what was waiting for that: end of the shadow, RF, single step."""
-        self.wake = 1
-        flags = self.flags
-        shadow, self.interrupt_shadow = self.interrupt_shadow, False
-        stepped = self.debug_control & ENABLE and self.debug_control & SINGLE_STEP
-        step = flags & TF or stepped
-        self.single = bool(step)
-        try:
-            self.one()
-        except Exit as leaving:
-            if leaving.done and not stepped:
-                self.flags &= ~RF
-            elif not leaving.done:
-                self.interrupt_shadow = shadow
-                raise
-            if not step:
-                raise
-        finally:
-            self.single = False
-        if flags & RF and self.flags & RF:
-            self.flags &= ~RF
-        if stepped:
-            self.leave_for_debugger(0x4000)
-        if flags & TF and not self.interrupt_shadow and self.flags & TF:
-            self.dr[6] |= 0x4000
-            raise Fault(DB, trap=True)
-
-    def leave_for_debugger(self, dr6: int) -> None:
-        """Report a debug event to the host."""
-        self.exit_exception, self.exit_dr6, self.exit_pc = DB, 0xFFFF0FF0 | dr6, self.linear_rip()
-        raise Exit(EXIT_DEBUG, True)
-
-    def one(self) -> None:
-        """Run one instruction in the cold tier; faults are delivered."""
-        insn = None
-        try:
-            block = self.code_map.get(self.rip) or find(self)
-            if self.break_rips:
-                self.breakpoint_here()
-            insn = block.insns[0]
-            self.rip = insn.next
-            self.mmio_at = 0
-            insn.fn(self, insn)
-            if self.after:
-                self.finish()
-        except Fault as fault:
-            self.fault(fault, insn)
-        except Exit as leaving:
-            if not leaving.done and insn is not None:
-                self.rip = insn.rip
-            raise
-
-    def breakpoint_here(self) -> None:
-        """Raise #DB, or leave for the host, where an instruction breakpoint is at rip."""
-        if self.flags & RF:
-            return
-        hits = self.break_rips.get(self.linear_rip())
-        if hits is None:
-            return
-        if self.debug_control & ENABLE and self.debug_control & USE_HW_BP:
-            self.leave_for_debugger(hits)
-        self.dr[6] |= hits
-        raise Fault(DB)
-
-    def finish(self) -> None:
-        """Do what was left for the end of an instruction: forget answered device accesses, report watchpoints."""
-        after, self.after = self.after, 0
-        self.mmio_done()
-        if after & AFTER_WATCH:
-            hits, self.watch_hits = self.watch_hits, 0
-            if self.debug_control & ENABLE and self.debug_control & USE_HW_BP:
-                self.leave_for_debugger(hits)
-            self.dr[6] |= hits
-            raise Fault(DB, trap=True)
-
-    def mmio_done(self) -> None:
-        """Forget the device accesses of an instruction that is complete."""
-        self.mmio_replay.clear()
-        self.mmio_at = 0
 
     def fault(self, fault: Fault, insn: Insn | None) -> None:
         """Deliver a fault of an instruction (None: of its fetch)."""
@@ -499,65 +302,30 @@ class Cpu:
 
         translate(self, block)
 
-    def step(self) -> int:
-        """Run exactly one instruction. Returns EXIT_ATTENTION when it is complete, else as execute() does."""
-        self.enter()
-        try:
-            self.wake = 0
-            shadow, self.interrupt_shadow = self.interrupt_shadow, False
-            if self.pending is not None:
-                event, self.pending = self.pending, None
-                deliver(self, event.vector, event.error, event.kind)
-            try:
-                self.single = True
-                self.one()
-            except Exit as leaving:
-                if not leaving.done:
-                    self.interrupt_shadow = shadow
-                raise
-            finally:
-                self.single = False
-                self.wake = 1
-        except Exit as leaving:
-            return leaving.code
-        return EXIT_ATTENTION
-
     def recheck(self) -> None:
         """Compare decoded code with memory again when next used: to call at KVM_RUN, for the host may have written."""
         self.code.epoch += 1
         for code_map in self.code_maps.values():
             code_map.clear()
 
-    # Answers to exits.
-    def complete_in(self, data: bytes) -> None:
-        """Finish an IN or INS that caused EXIT_PIO."""
-        if self.exit_insn is not None:
-            interp_string.finish_in(self, self.exit_insn, data)
-        self.exit_insn = None
-
-    def complete_out(self) -> None:
-        """Finish an OUT or OUTS that caused EXIT_PIO."""
-        if self.exit_insn is not None:
-            interp_string.finish_out(self, self.exit_insn)
-        self.exit_insn = None
-
-    def complete_mmio(self, data: bytes | None) -> None:
-        """Answer an EXIT_MMIO: the data read, None for a write. The instruction is run again from its start."""
-        self.mmio_replay.append(data)
-
-    def complete_msr(self, value: int | None) -> None:
-        """Answer an EXIT_MSR: the value read (any number for a write), or None for #GP."""
-        insn, self.exit_insn = self.exit_insn, None
-        if insn is None:
-            return
-        if value is None:
-            self.pending = Event(GP, 0, EVENT_EXCEPTION)
-            self.wake = 1
-            return
-        if not self.exit_write:
-            self.regs[0], self.regs[2] = value & M32, value >> 32 & M32
-        self.rip = insn.next
-
+    # From other modules.
+    alone = steps.alone
+    one = steps.one
+    step = steps.step
+    cpuid_changed = modes.cpuid_changed
+    state_changed = modes.state_changed
+    update_mode = modes.update_mode
+    select_code_map = modes.select_code_map
+    update_breakpoints = breakpoints.update_breakpoints
+    host_breakpoint = breakpoints.host_breakpoint
+    leave_for_debugger = breakpoints.leave_for_debugger
+    breakpoint_here = breakpoints.breakpoint_here
+    finish = breakpoints.finish
+    mmio_done = breakpoints.mmio_done
+    complete_in = answers.complete_in
+    complete_out = answers.complete_out
+    complete_mmio = answers.complete_mmio
+    complete_msr = answers.complete_msr
     # Memory, for the instructions of all units. `seg` is 0..5, `offset` the effective address; a fault is raised as
     # exceptions.Fault, and nothing is changed then.
     load = mmu.load

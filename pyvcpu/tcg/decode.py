@@ -21,7 +21,7 @@ RIP = -2  # base of a RIP-relative operand
 
 
 class Insn:
-    """A decoded instruction. Register numbers include REX bits; AH CH DH BH are 20 to 23 where the operand is a byte."""
+    """A decoded instruction. Register numbers include REX bits; of a byte operand AH CH DH BH are 20 to 23."""
 
     __slots__ = (
         "amask", "asize", "base", "disp", "ea", "ends", "fn", "imm", "imm2", "index", "length", "lock", "mod", "modrm",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .routes import Irqs
     from .vm import Vm
 
-DATAMATCH, PIO, DEASSIGN, VALID = 1, 2, 4, 7
+DATAMATCH, PIO, DEASSIGN, VALID = 1, 2, 4, 0x1F
 IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1, 2
 RESAMPLER_SOURCE = 1 << 1  # KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID
 
@@ -66,7 +66,7 @@ class Ioevents:
         if not length and flags & DATAMATCH:
             raise OSError(errno.EINVAL, "no length to compare")
         key = bool(flags & PIO), place
-        value = datamatch & ((1 << 8 * length) - 1) if flags & DATAMATCH else None
+        value = datamatch if flags & DATAMATCH else None
         check_eventfd(fd)
         with self._lock:
             there = self.table.get(key, [])
@@ -188,7 +188,7 @@ class Helper:
         if flags & IRQFD_DEASSIGN:
             self._deassign(fd, gsi)
             return
-        if irqs.mode == "none":
+        if irqs.mode == "none" or (flags & IRQFD_RESAMPLE and irqs.mode != "kernel"):
             raise OSError(errno.EINVAL, "no controllers")
         check_eventfd(fd)
         if flags & IRQFD_RESAMPLE:

@@ -1,8 +1,8 @@
 """Operands and flags, for the operations of the cold tier.
 
 Flags are lazy. Cpu.fw is 0: RFLAGS is whole in Cpu.flags. Else the low byte of fw is the width of the last operation in
-bits, fr its result (not cut to the width: a carry or borrow is bit `width`), fa and fb its operands; a logical operation
-has fa = fr and fb = 0. INC and DEC leave CF alone: then fw >> 8 is 1 plus the number of the bit of fc that is CF.
+bits, fr its result (not cut to the width: a carry or borrow is bit `width`), fa and fb its operands; a logical one has
+fa = fr and fb = 0. INC and DEC leave CF alone: then fw >> 8 is 1 plus the number of the bit of fc that is CF.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from .interp import (
     set_rm,
 )  # fmt: skip
 from .interp_alu import to_signed
-from .mmu import canonical, load, store
+from .mmu import load, store
+from .paging import canonical
 from .segments import load_segment
 
 TYPE_CHECKING = False

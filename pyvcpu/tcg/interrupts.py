@@ -5,7 +5,8 @@ from __future__ import annotations
 from .contract import EVENT_EXCEPTION, EVENT_NMI, EVENT_SOFTWARE, EXIT_SHUTDOWN
 from .exceptions import DB, DE, DF, GP, NP, PF, SS, TS, Exit, Fault
 from .interp import ACF, IF, M16, NT, RF, TF, VM, get_flags
-from .mmu import M32, M64, SUPERVISOR, USER, canonical, read, write
+from .mmu import read, write
+from .paging import M32, M64, SUPERVISOR, USER, canonical
 from .segments import (
     CS_,
     DS_,

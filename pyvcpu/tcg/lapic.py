@@ -100,10 +100,8 @@ class Lapic:
             if new & both == both and old & both != both:
                 self.regs[ID >> 4] = self.id
                 self.regs[LDR >> 4] = self.id >> 4 << 16 | 1 << (self.id & 15)
-                self.regs[DFR >> 4] = M32
-            elif old & X2APIC and not new & X2APIC:
+            elif new & HW_ENABLED and not old & HW_ENABLED:
                 self.regs[ID >> 4] = (self.id & 0xFF) << 24
-                self.regs[LDR >> 4] = 0
             if old & HW_ENABLED and not new & HW_ENABLED:
                 self.stop()
             self.vcpu.update_irq()

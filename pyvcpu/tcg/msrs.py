@@ -1,7 +1,6 @@
 """MSRs: what the platform keeps of them, the lists that KVM gives out, and filters.
 
-The processor has its own (SYSENTER, STAR, EFER, ...) in Cpu.msr and cpu.efer; interp_system.get_msr and set_msr know
-which. Everything here belongs to a vCPU and is called on its thread, or while it is not in KVM_RUN.
+The processor has its own (SYSENTER, STAR, EFER, ...) in Cpu.msr and cpu.efer; interp_msrs.get_msr and set_msr know which. Everything here belongs to a vCPU and is called on its thread, or while it is not in KVM_RUN.
 """
 
 from __future__ import annotations
@@ -83,8 +82,10 @@ def read(vcpu: Base, index: int, host: bool = False) -> int | None:
         return vcpu.mcg_cap
     if index == TSC_DEADLINE:
         return vcpu.lapic.tsc_deadline_value() if vcpu.lapic else 0
-    if index in (PLATFORM_ID, PERF_STATUS):
+    if index == PLATFORM_ID:
         return 0
+    if index == PERF_STATUS:
+        return 4 << 40 | 1000  # what KVM says
     if MC0_CTL <= index < MC0_CTL + BANK_REGISTERS * (vcpu.mcg_cap & 0xFF):
         return vcpu.banks.get(index, M64 if not index & 3 else 0)
     if index in X2APIC and vcpu.lapic is not None:
@@ -120,8 +121,8 @@ def write(vcpu: Base, index: int, value: int, host: bool = False) -> bool:
     elif index == MCG_STATUS:
         vcpu.msrs[index] = value
     elif index == MCG_CTL:
-        if not vcpu.mcg_cap & 1 << 8 or value not in (0, M64):
-            return bool(host and vcpu.mcg_cap & 1 << 8)
+        if value not in (0, M64) or (not vcpu.mcg_cap & 1 << 8 and (value or not host)):
+            return False
         vcpu.msrs[index] = value
     elif index == TSC_DEADLINE:
         if vcpu.lapic is not None:
@@ -130,8 +131,6 @@ def write(vcpu: Base, index: int, value: int, host: bool = False) -> bool:
         return _write_bank(vcpu, index, value, host)
     elif index in X2APIC and vcpu.lapic is not None:
         return vcpu.lapic.write_msr(index, value, host)
-    elif index in (PERF_STATUS, PLATFORM_ID):
-        return host and not value
     else:
         return False
     return True

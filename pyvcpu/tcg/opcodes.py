@@ -6,16 +6,22 @@ Opcodes of the two-byte map are 0x100 and up, 0F38 0x200, 0F3A 0x300. Letters of
   1 the operand is a byte; d 64 bits by default in 64-bit mode; f always 64 bits there;
   6 not in 64-bit mode; 4 only there; L LOCK is allowed (with memory); K always locked (XCHG);
   x ends a block; immediates: b u w z v j J p e o, see decode.IMMEDIATE.
-An entry whose operation is None has a third member: a function that chooses the entry when ModRM and prefixes are known.
+An entry whose operation is None has a third member: a function that chooses the entry by ModRM and prefixes.
 """
 
 from __future__ import annotations
 
+from . import fastcalls, returns, transfer
 from . import interp_alu as alu
+from . import interp_bits as bitops
+from . import interp_decimal as decimal
 from . import interp_move as move
+from . import interp_msrs as msrs
+from . import interp_ports as ports
+from . import interp_portstrings as portstrings
 from . import interp_string as string
 from . import interp_system as system
-from . import transfer
+from . import interp_tables as tables
 from .decode import undefined
 from .interp import CF, DF, MASK, OF
 from .mmu import store
@@ -120,8 +126,8 @@ def fill_alu() -> None:
     MAPS[0x81] = (None, "", group(*plain))
     MAPS[0x82] = (None, "", group(*((fn, form + "6") for fn, form in byte)))
     MAPS[0x83] = (None, "", group(*short))
-    for op, count, form in ((0xC0, alu.by_imm, "mu"), (0xD0, alu.by_one, "m"), (0xD2, alu.by_cl, "m")):
-        shifts = [alu.shift(kind, count) for kind in range(8)]
+    for op, count, form in ((0xC0, bitops.by_imm, "mu"), (0xD0, bitops.by_one, "m"), (0xD2, bitops.by_cl, "m")):
+        shifts = [bitops.shift(kind, count) for kind in range(8)]
         MAPS[op] = (None, "", group(*((fn, form + "1") for fn in shifts)))
         MAPS[op + 1] = (None, "", group(*((fn, form) for fn in shifts)))
     for op, one in ((0xF6, "1"), (0xF7, "")):
@@ -161,16 +167,17 @@ def fill_one_byte() -> None:
         MAPS[0x70 + number] = (move.jcc, "fjx")
     MAPS[0x90] = (None, "", choose_nop)
     MAPS.update({
-        0x27: (alu.daa, "6"), 0x2F: (alu.das, "6"), 0x37: (alu.aaa, "6"), 0x3F: (alu.aas, "6"),
+        0x27: (decimal.daa, "6"), 0x2F: (decimal.das, "6"), 0x37: (decimal.aaa, "6"), 0x3F: (decimal.aas, "6"),
         0x60: (move.pusha, "6"), 0x61: (move.popa, "6"), 0x62: (move.bound, "mM6"), 0x63: (None, "", choose_63),
         0x68: (move.push_imm, "zd"), 0x69: (alu.imul_reg_rm_imm, "mgz"), 0x6A: (move.push_imm, "bd"),
         0x6B: (alu.imul_reg_rm_imm, "mgb"),
-        0x6C: (string.ins, "1x"), 0x6D: (None, "", port_string(string.ins)), 0x6E: (string.outs, "1x"),
-        0x6F: (None, "", port_string(string.outs)),
+        0x6C: (portstrings.ins, "1x"), 0x6D: (None, "", port_string(portstrings.ins)), 0x6E: (portstrings.outs, "1x"),
+        0x6F: (None, "", port_string(portstrings.outs)),
         0x84: (alu.test_rm_reg, "mg1"), 0x85: (alu.test_rm_reg, "mg"), 0x86: (alu.xchg_rm_reg, "mgLK1"),
         0x87: (alu.xchg_rm_reg, "mgLK"), 0x88: (move.mov_rm_reg, "mg1"), 0x89: (move.mov_rm_reg, "mg"),
         0x8A: (move.mov_reg_rm, "mg1"), 0x8B: (move.mov_reg_rm, "mg"), 0x8C: (None, "", choose_8c),
-        0x8D: (move.lea, "mgM"), 0x8E: (None, "", choose_8e), 0x8F: (None, "", group((move.pop_rm, "md"), *(None,) * 7)),
+        0x8D: (move.lea, "mgM"), 0x8E: (None, "", choose_8e),
+        0x8F: (None, "", group((move.pop_rm, "md"), *(None,) * 7)),
         0x98: (alu.cbw, ""), 0x99: (alu.cwd, ""), 0x9A: (transfer.call_far_imm, "p6x"), 0x9C: (system.pushf, "d"),
         0x9D: (system.popf, "dx"), 0x9E: (move.sahf, ""), 0x9F: (move.lahf, ""),
         0xA0: (move.mov_acc_moffs, "o1"), 0xA1: (move.mov_acc_moffs, "o"), 0xA2: (move.mov_moffs_acc, "o1"),
@@ -181,16 +188,17 @@ def fill_one_byte() -> None:
         0xAE: (string.SCAS, "1x"), 0xAF: (string.SCAS, "x"),
         0xC2: (move.ret, "wfx"), 0xC3: (move.ret, "fx"), 0xC4: (move.load_far(0), "mgM6x"),
         0xC5: (move.load_far(3), "mgM6x"), 0xC6: (None, "", group((move.mov_rm_imm, "mb1"), *(None,) * 7)),
-        0xC7: (None, "", group((move.mov_rm_imm, "mz"), *(None,) * 7)), 0xC8: (move.enter, "ed"), 0xC9: (move.leave, "d"),
-        0xCA: (transfer.far_ret, "wx"), 0xCB: (transfer.far_ret, "x"), 0xCC: (system.int_3, "x"),
-        0xCD: (system.int_n, "ux"), 0xCE: (move.into, "6x"), 0xCF: (transfer.iret, "x"),
-        0xD4: (alu.aam, "u6"), 0xD5: (alu.aad, "u6"), 0xD6: (move.salc, "6"), 0xD7: (move.xlat, ""),
+        0xC7: (None, "", group((move.mov_rm_imm, "mz"), *(None,) * 7)), 0xC8: (move.enter, "ed"),
+        0xC9: (move.leave, "d"),
+        0xCA: (returns.far_ret, "wx"), 0xCB: (returns.far_ret, "x"), 0xCC: (system.int_3, "x"),
+        0xCD: (system.int_n, "ux"), 0xCE: (move.into, "6x"), 0xCF: (returns.iret, "x"),
+        0xD4: (decimal.aam, "u6"), 0xD5: (decimal.aad, "u6"), 0xD6: (move.salc, "6"), 0xD7: (move.xlat, ""),
         0xE0: (move.loop(0), "fjx"), 0xE1: (move.loop(1), "fjx"), 0xE2: (move.loop(2), "fjx"),
-        0xE3: (move.loop(3), "fjx"), 0xE4: (system.in_imm, "u1x"), 0xE5: (None, "", port_imm(system.in_imm)),
-        0xE6: (system.out_imm, "u1x"), 0xE7: (None, "", port_imm(system.out_imm)), 0xE8: (move.call_rel, "fJx"),
+        0xE3: (move.loop(3), "fjx"), 0xE4: (ports.in_imm, "u1x"), 0xE5: (None, "", port_imm(ports.in_imm)),
+        0xE6: (ports.out_imm, "u1x"), 0xE7: (None, "", port_imm(ports.out_imm)), 0xE8: (move.call_rel, "fJx"),
         0xE9: (move.jmp_rel, "fJx"), 0xEA: (transfer.jmp_far_imm, "p6x"), 0xEB: (move.jmp_rel, "fjx"),
-        0xEC: (system.in_dx, "1x"), 0xED: (None, "", port_string(system.in_dx)), 0xEE: (system.out_dx, "1x"),
-        0xEF: (None, "", port_string(system.out_dx)),
+        0xEC: (ports.in_dx, "1x"), 0xED: (None, "", port_string(ports.in_dx)), 0xEE: (ports.out_dx, "1x"),
+        0xEF: (None, "", port_string(ports.out_dx)),
         0xF1: (system.int_1, "x"), 0xF4: (system.hlt, "x"), 0xF5: (move.change_flags(-1, 0, CF), ""),
         0xF8: (move.change_flags(~CF, 0, 0), ""), 0xF9: (move.change_flags(~CF, CF, 0), ""),
         0xFA: (system.cli, ""), 0xFB: (system.sti, "x"), 0xFC: (move.change_flags(~DF, 0, 0), ""),
@@ -207,7 +215,7 @@ def choose_nop(i: Insn, byte: int, bits: int) -> Plain:
 
 def choose_63(i: Insn, byte: int, bits: int) -> Plain:
     """63: MOVSXD in 64-bit mode, else ARPL."""
-    return (move.movsx(4), "mg") if bits == 64 else (system.arpl, "m")
+    return (move.movsx(4), "mg") if bits == 64 else (tables.arpl, "m")
 
 
 def choose_8c(i: Insn, byte: int, bits: int) -> Plain | None:
@@ -263,7 +271,7 @@ def choose_c7(i: Insn, byte: int, bits: int) -> Plain | None:
     if reg == 1 and byte < 0xC0:
         return alu.cmpxchg8b, "mL"
     if reg == 7 and byte >= 0xC0 and i.rep == 0xF3:
-        return system.rdpid, "mf"
+        return msrs.rdpid, "mf"
     return None
 
 
@@ -274,15 +282,15 @@ def choose_01(i: Insn, byte: int, bits: int) -> Plain | None:
         if fixed is not None:
             return fixed
     return (
-        (system.table_store(False), "mM"), (system.table_store(True), "mM"), (system.table_load(False), "mM"),
-        (system.table_load(True), "mM"), (system.smsw, "m"), None, (system.lmsw, "mx"), (system.invlpg, "mMx"),
+        (tables.table_store(False), "mM"), (tables.table_store(True), "mM"), (tables.table_load(False), "mM"),
+        (tables.table_load(True), "mM"), (system.smsw, "m"), None, (system.lmsw, "mx"), (system.invlpg, "mMx"),
     )[byte >> 3 & 7]  # fmt: skip
 
 
 SYSTEM_FIXED: dict[int, Plain] = {
     0xC8: (system.monitor, "m"), 0xC9: (system.mwait, "mx"), 0xCA: (system.access_flag(0), "mx"),
-    0xCB: (system.access_flag(1 << 18), "mx"), 0xD0: (system.xgetbv, "m"), 0xD1: (system.xsetbv, "mx"),
-    0xF8: (system.swapgs, "mx4"), 0xF9: (system.rdtscp, "m"),
+    0xCB: (system.access_flag(1 << 18), "mx"), 0xD0: (msrs.xgetbv, "m"), 0xD1: (msrs.xsetbv, "mx"),
+    0xF8: (msrs.swapgs, "mx4"), 0xF9: (msrs.rdtscp, "m"),
 }  # fmt: skip
 
 
@@ -291,7 +299,7 @@ def choose_ae(i: Insn, byte: int, bits: int) -> Plain | None:
     reg = byte >> 3 & 7
     if byte >= 0xC0:
         if i.rep == 0xF3 and reg < 4:
-            return system.segment_base(4 + (reg & 1), reg >= 2), "m4x"
+            return msrs.segment_base(4 + (reg & 1), reg >= 2), "m4x"
         return (move.nop, "m") if reg >= 5 and not i.prefix else None
     if reg == 7 or (reg == 6 and i.prefix == 0x66):
         return system.clflush, "m"
@@ -315,7 +323,7 @@ def crc32(wide: bool) -> Operation:
     def operation(cpu: Cpu, i: Insn) -> None:
         if not wide:
             i.size = 1
-        alu.crc32(cpu, i)
+        bitops.crc32(cpu, i)
 
     return operation
 
@@ -337,35 +345,38 @@ def fill_two_byte() -> None:
         MAPS[0x180 + code] = (move.jcc, "fJx")
         MAPS[0x190 + code] = (alu.setcc, "m1")
     for number in range(8):
-        MAPS[0x1C8 + number] = (alu.bswap, "+")
+        MAPS[0x1C8 + number] = (bitops.bswap, "+")
         if number:
             MAPS[0x118 + number] = (move.nop, "m")
     for kind, op in ((0, 0x1A3), (1, 0x1AB), (2, 0x1B3), (3, 0x1BB)):
-        MAPS[op] = (alu.bit_test(kind, False), "mg" + ("L" if kind else ""))
-    bits = [(alu.bit_test(kind, True), "mu" + ("L" if kind else "")) for kind in range(4)]
+        MAPS[op] = (bitops.bit_test(kind, False), "mg" + ("L" if kind else ""))
+    bits = [(bitops.bit_test(kind, True), "mu" + ("L" if kind else "")) for kind in range(4)]
     MAPS.update({
         0x100: (None, "", group(
-            (system.store_selector(6), "m"), (system.store_selector(7), "m"), (system.lldt, "m"), (system.ltr, "m"),
-            (system.verify(False), "m"), (system.verify(True), "m"), None, None)),
-        0x101: (None, "", choose_01), 0x102: (system.lar, "mg"), 0x103: (system.lsl, "mg"),
-        0x105: (transfer.syscall, "x"), 0x106: (system.clts, "x"), 0x107: (transfer.sysret, "x"),
+            (tables.store_selector(6), "m"), (tables.store_selector(7), "m"), (tables.lldt, "m"), (tables.ltr, "m"),
+            (tables.verify(False), "m"), (tables.verify(True), "m"), None, None)),
+        0x101: (None, "", choose_01), 0x102: (tables.lar, "mg"), 0x103: (tables.lsl, "mg"),
+        0x105: (fastcalls.syscall, "x"), 0x106: (system.clts, "x"), 0x107: (fastcalls.sysret, "x"),
         0x108: (system.cache_control, ""), 0x109: (system.cache_control, ""), 0x10B: (undefined, "x"),
         0x10D: (move.nop, "m"), 0x118: (move.nop, "m"),
         0x120: (system.mov_reg_cr, "r"), 0x121: (system.mov_reg_dr, "r"), 0x122: (system.mov_cr_reg, "rx"),
         0x123: (system.mov_dr_reg, "rx"),
-        0x130: (system.wrmsr, "x"), 0x131: (system.rdtsc, ""), 0x132: (system.rdmsr, "x"), 0x133: (system.rdpmc, "x"),
-        0x134: (transfer.sysenter, "x"), 0x135: (transfer.sysexit, "x"),
-        0x1A0: (move.push_sreg(4), "d"), 0x1A1: (move.pop_sreg(4), "dx"), 0x1A2: (system.cpuid, "x"),
-        0x1A4: (alu.shift_double(True, alu.by_imm), "mgu"), 0x1A5: (alu.shift_double(True, alu.by_cl), "mg"),
+        0x130: (msrs.wrmsr, "x"), 0x131: (msrs.rdtsc, ""), 0x132: (msrs.rdmsr, "x"), 0x133: (msrs.rdpmc, "x"),
+        0x134: (fastcalls.sysenter, "x"), 0x135: (fastcalls.sysexit, "x"),
+        0x1A0: (move.push_sreg(4), "d"), 0x1A1: (move.pop_sreg(4), "dx"), 0x1A2: (msrs.cpuid, "x"),
+        0x1A4: (bitops.shift_double(True, bitops.by_imm), "mgu"),
+        0x1A5: (bitops.shift_double(True, bitops.by_cl), "mg"),
         0x1A8: (move.push_sreg(5), "d"), 0x1A9: (move.pop_sreg(5), "dx"), 0x1AA: (system.rsm, "x"),
-        0x1AC: (alu.shift_double(False, alu.by_imm), "mgu"), 0x1AD: (alu.shift_double(False, alu.by_cl), "mg"),
+        0x1AC: (bitops.shift_double(False, bitops.by_imm), "mgu"),
+        0x1AD: (bitops.shift_double(False, bitops.by_cl), "mg"),
         0x1AE: (None, "", choose_ae), 0x1AF: (alu.imul_reg_rm, "mg"),
         0x1B0: (alu.cmpxchg, "mgL1"), 0x1B1: (alu.cmpxchg, "mgL"), 0x1B2: (move.load_far(2), "mgMx"),
         0x1B4: (move.load_far(4), "mgMx"), 0x1B5: (move.load_far(5), "mgMx"),
-        0x1B6: (move.movzx(1), "mh"), 0x1B7: (move.movzx(2), "m"), 0x1B8: (None, "", by_rep(None, (alu.popcnt, "m"))),
+        0x1B6: (move.movzx(1), "mh"), 0x1B7: (move.movzx(2), "m"),
+        0x1B8: (None, "", by_rep(None, (bitops.popcnt, "m"))),
         0x1B9: (undefined, "x"), 0x1BA: (None, "", group(None, None, None, None, *bits)),
-        0x1BC: (None, "", by_rep((alu.bsf, "m"), (alu.tzcnt, "m"))),
-        0x1BD: (None, "", by_rep((alu.bsr, "m"), (alu.lzcnt, "m"))),
+        0x1BC: (None, "", by_rep((bitops.bsf, "m"), (bitops.tzcnt, "m"))),
+        0x1BD: (None, "", by_rep((bitops.bsr, "m"), (bitops.lzcnt, "m"))),
         0x1BE: (move.movsx(1), "mh"), 0x1BF: (move.movsx(2), "m"),
         0x1C0: (alu.xadd, "mgL1"), 0x1C1: (alu.xadd, "mgL"), 0x1C3: (None, "", choose_c3), 0x1C7: (None, "", choose_c7),
         0x1FF: (undefined, "x"),

@@ -174,8 +174,8 @@ class Irqs:
 
     def signal_msi(self, address: int) -> int:
         """Serve KVM_SIGNAL_MSI (api.rst 4.70)."""
-        low, high, data, flags = unpack("<IIII", fetch(address, 16))
-        if self.mode == "none" or flags:
+        low, high, data = unpack("<III", fetch(address, 12))
+        if self.mode == "none":
             raise OSError(errno.EINVAL, "no controllers")
         if self.wide_ids and high & 0xFF:
             raise OSError(errno.EINVAL, "address")

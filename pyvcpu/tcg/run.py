@@ -192,6 +192,8 @@ def _loop(vcpu: Vcpu) -> None:
                 vm.notify_left()
         if code != EXIT_ATTENTION and EXITS[code](vcpu):
             return
+        if vm.inside:
+            clock.give_way()  # the others run meanwhile: turns of a millisecond, not of the interpreter's five
         before, worked = worked, clock.work()
         if worked - before > LONG_TURN:
             vcpu.budget = max(vcpu.budget >> 1, LEAST)

@@ -1,9 +1,10 @@
-"""Segment registers and descriptors (SDM vol. 3A chapters 3 and 5): what may be loaded, and what may then be accessed."""
+"""Segment registers and descriptors (SDM vol. 3A chapters 3 and 5): what may be loaded, and then accessed."""
 
 from __future__ import annotations
 
 from .exceptions import GP, NP, SS, Fault
-from .mmu import M32, M64, SUPERVISOR, read, write
+from .mmu import read, write
+from .paging import M32, M64, SUPERVISOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -137,7 +138,7 @@ def install(cpu: Cpu, number: int, segment: Segment) -> None:
 
 
 def set_real(cpu: Cpu, number: int, selector: int) -> None:
-    """Load a segment register as real mode does: base only, limits and rights stay (in virtual-8086 mode: all of it)."""
+    """Load a segment register as real mode does: base only, limits and rights stay (virtual-8086 mode: all of it)."""
     segment = cpu.segs[number]
     segment.selector = selector
     segment.base = selector << 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 from .exceptions import GP, UD, Fault
 from .fpu import check_mmx, check_sse
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 M32, M64, M128 = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1
 HIGH = M64 << 64
 BLOCKED, OSFXSR = 0xC, 1 << 9  # CR0.EM and TS, CR4
+PAIR = Struct("<QQ")
+unpack_pair, pack_pair = PAIR.unpack_from, PAIR.pack_into
 MMX_TOP = 0xFFFF << 64  # sign and exponent of a register that MMX has written
 
 SSE: Table = {}
@@ -35,18 +39,51 @@ def ready(cpu: Cpu) -> None:
 
 
 def aligned_offset(cpu: Cpu, i: Insn, size: int = 16) -> int:
-    """Return the offset of a memory operand. Raise #GP where it is not aligned."""
+    """Return the offset of a memory operand. Raise #GP where its linear address is not aligned."""
     offset = i.ea(cpu)
-    if cpu.segs[i.seg].base + offset & size - 1:
+    base = 0 if cpu.bits == 64 and i.seg < 4 else cpu.segs[i.seg].base
+    if base + offset & size - 1:
         raise Fault(GP, 0)
     return offset
+
+
+def load16(cpu: Cpu, i: Insn, aligned: bool) -> int:
+    """Read a 128-bit memory operand. In 64-bit code the TLB is asked first, without a call."""
+    offset = i.ea(cpu)
+    seg = i.seg
+    if cpu.bits == 64 and seg < 4:
+        if aligned and offset & 15:
+            raise Fault(GP, 0)
+        page = cpu.read_tlb.get(offset >> 12)
+        if page is not None and offset & 0xFFF <= 4080:
+            pair: tuple[int, int] = unpack_pair(page, offset & 0xFFF)
+            return pair[0] | pair[1] << 64
+    elif aligned and cpu.segs[seg].base + offset & 15:
+        raise Fault(GP, 0)
+    return int.from_bytes(cpu.load_bytes(seg, offset, 16), "little")
+
+
+def store16(cpu: Cpu, i: Insn, aligned: bool, value: int) -> None:
+    """Write a 128-bit memory operand, likewise."""
+    offset = i.ea(cpu)
+    seg = i.seg
+    if cpu.bits == 64 and seg < 4:
+        if aligned and offset & 15:
+            raise Fault(GP, 0)
+        page = cpu.write_tlb.get(offset >> 12)
+        if page is not None and offset & 0xFFF <= 4080:
+            pack_pair(page, offset & 0xFFF, value & M64, value >> 64)
+            return
+    elif aligned and cpu.segs[seg].base + offset & 15:
+        raise Fault(GP, 0)
+    cpu.store_bytes(seg, offset, value.to_bytes(16, "little"))
 
 
 def load128(cpu: Cpu, i: Insn) -> int:
     """Return the 128-bit operand in r/m, which must be aligned in memory."""
     if i.mod == 3:
         return cpu.fpu.xmm[i.rm]
-    return int.from_bytes(cpu.load_bytes(i.seg, aligned_offset(cpu, i), 16), "little")
+    return load16(cpu, i, True)
 
 
 def load_low(cpu: Cpu, i: Insn, size: int) -> int:
@@ -85,10 +122,7 @@ def move_load(aligned: bool) -> Operation:
         if i.mod == 3:
             xmm[i.reg] = xmm[i.rm]
             return
-        offset = i.ea(cpu)
-        if aligned and cpu.segs[i.seg].base + offset & 15:
-            raise Fault(GP, 0)
-        xmm[i.reg] = int.from_bytes(cpu.load_bytes(i.seg, offset, 16), "little")
+        xmm[i.reg] = load16(cpu, i, aligned)
 
     return fn
 
@@ -105,10 +139,7 @@ def move_store(aligned: bool, registers: bool = True) -> Operation:
                 raise Fault(UD)
             xmm[i.rm] = xmm[i.reg]
             return
-        offset = i.ea(cpu)
-        if aligned and cpu.segs[i.seg].base + offset & 15:
-            raise Fault(GP, 0)
-        cpu.store_bytes(i.seg, offset, xmm[i.reg].to_bytes(16, "little"))
+        store16(cpu, i, aligned, xmm[i.reg])
 
     return fn
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .sse import add, ready
+from .sse import add, load16, ready
 from .sse_int import LANE, lanes
 
 TYPE_CHECKING = False
@@ -57,7 +57,7 @@ def string_compare(explicit: bool, to_index: bool) -> Operation:
         ready(cpu)
         xmm = cpu.fpu.xmm
         # A memory operand need not be aligned.
-        second = xmm[i.rm] if i.mod == 3 else int.from_bytes(cpu.load_bytes(i.seg, i.ea(cpu), 16), "little")
+        second = xmm[i.rm] if i.mod == 3 else load16(cpu, i, False)
         imm = i.imm & 0xFF
         code = CODES[imm & 3]
         a, b = lanes(xmm[i.reg], code, 128), lanes(second, code, 128)

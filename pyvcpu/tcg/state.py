@@ -135,7 +135,7 @@ def _set_sregs(vcpu: Vcpu, values: tuple[int, ...]) -> None:
     for at, number in enumerate(SEG_ORDER):
         _unpack_segment(cpu.segs[number], values[12 * at : 12 * at + 12])
     cpu.gdt_base, cpu.gdt_limit, cpu.idt_base, cpu.idt_limit = values[96:100]
-    cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer = cr0 & CR0_BITS | 0x10, cr2, cr3, cr4, efer & EFER_BITS
+    cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer = cr0 & CR0_BITS, cr2, cr3, cr4, efer & EFER_BITS
     vcpu.restore_cr8(cr8)
     if cpu.rip == 0xFFF0 and vcpu.is_bsp() and values[2] == 0xF000 and values[0] == 0xFFFF0000 and not cr0 & PE:
         vcpu.mp_state = 0  # KVM, too, takes this for a reset by older user space

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .exceptions import DB, GP, NP, SS, TS, Fault
 from .interp import M16, M32, NT, VM, get_flags
 from .interp_system import load_pdptrs
-from .mmu import PAE, PG, SUPERVISOR, flush, read, write
+from .mmu import flush, read, write
+from .paging import PAE, PG, SUPERVISOR
 from .segments import (
     BUSY16,
     BUSY32,

@@ -1,6 +1,6 @@
 """The hot tier: blocks that run often become a Python function (the measurements behind it: docs/tcg.md).
 
-A function holds a region: blocks of one page that lead to each other. Within it registers are locals r0 to r15, flags the
+A function holds a region: blocks of one page that lead to each other. In it registers are locals r0 to r15, flags the
 locals fw fr fa fb fc (see interp.py; fw has two more forms here, NO_RESULT and NO_OPERANDS, that spare work on flags
 nobody reads), and `left` the instructions that may still run. A loop stays inside until `left` is used up.
 
@@ -16,7 +16,8 @@ from struct import error as StructError
 from .blocks import Block
 from .exceptions import Exit, Fault, Slow
 from .interp import flags_of
-from .mmu import PACK, UNPACK, mixed_page
+from .mmu import mixed_page
+from .paging import PACK, UNPACK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True

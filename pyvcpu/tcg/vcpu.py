@@ -11,7 +11,7 @@ import os
 from struct import pack, unpack
 
 from ..kvm.abi import basic, clock, debug, device, events, features, irq, msr, state, stats
-from . import interp_system, mmu, msrs, xsaves
+from . import interp_msrs, mmu, msrs, xsaves
 from . import state as states
 from .contract import EVENT_EXCEPTION, Event
 from .cpuid import MOST, Entry, Table
@@ -159,8 +159,8 @@ class Vcpu(Platform):
         return msrs.set_list(address, self._set_msr)
 
     def _get_msr(self, index: int) -> int | None:
-        if index == msrs.EFER or index in interp_system.OWN_MSRS or index in (msrs.FS_BASE, msrs.GS_BASE):
-            return interp_system.get_msr(self.cpu, index)
+        if index == msrs.EFER or index in interp_msrs.OWN_MSRS or index in (msrs.FS_BASE, msrs.GS_BASE):
+            return interp_msrs.get_msr(self.cpu, index)
         return msrs.read(self, index, True)
 
     def _set_msr(self, index: int, value: int) -> bool:
@@ -171,8 +171,8 @@ class Vcpu(Platform):
             cpu.efer = value & ~0x400 | cpu.efer & 0x400
             cpu.state_changed()
             return True
-        if index in interp_system.OWN_MSRS or index in (msrs.FS_BASE, msrs.GS_BASE):
-            return bool(interp_system.set_msr(cpu, index, value))
+        if index in interp_msrs.OWN_MSRS or index in (msrs.FS_BASE, msrs.GS_BASE):
+            return bool(interp_msrs.set_msr(cpu, index, value))
         return msrs.write(self, index, value, True)
 
     def _get_one_reg(self, address: int) -> int:
@@ -365,14 +365,14 @@ class Vcpu(Platform):
 
     def _tpr_access(self, address: int) -> int:
         _enabled, flags = unpack("<II", fetch(address, 8))
-        if flags or self.lapic is None:
-            raise OSError(errno.EINVAL, "TPR access")
+        if flags:
+            raise OSError(errno.EINVAL, "flags")
         return 0
 
     def _set_vapic(self, address: int) -> int:
-        fetch(address, 8)
-        if self.lapic is None:
-            raise OSError(errno.EINVAL, "no local APIC")
+        (place,) = unpack("<Q", fetch(address, 8))
+        if self.lapic is None or (place and self.vm.memory.slot_of(place >> 12) is None):
+            raise OSError(errno.EINVAL, "no local APIC, or no memory")
         return 0
 
     def _enable_cap(self, address: int) -> int:

@@ -144,9 +144,9 @@ class Vm(Thing):
 
     def _set_clock(self, address: int) -> int:
         value, flags, _, real = unpack("<QIIQ", fetch(address, 24))
-        if flags & ~REALTIME:
+        if flags & ~(REALTIME | HOST_TSC | TSC_STABLE):
             raise OSError(errno.EINVAL, "flags")
-        if flags:
+        if flags & REALTIME:
             value += max(0, self.clock.wall() - real)
         self.clock_offset = value - self.clock.now()
         self.clock_version += 1
@@ -245,7 +245,14 @@ class Vm(Thing):
         self.settle()
         return 0
 
-    def _accept(self, argument: int) -> int:
+    def _set_mmu_pages(self, count: int) -> int:
+        if count < 64:
+            raise OSError(errno.EINVAL, "too few")
+        return 0
+
+    def _set_tss_addr(self, place: int) -> int:
+        if place > (1 << 32) - 3 * 4096:
+            raise OSError(errno.EINVAL, "address")
         return 0
 
     def _identity_map(self, address: int) -> int:
@@ -427,8 +434,8 @@ class Vm(Thing):
         memories.KVM_GET_DIRTY_LOG.number: _get_dirty_log,
         memories.KVM_CLEAR_DIRTY_LOG.number: _clear_dirty_log,
         memories.KVM_RESET_DIRTY_RINGS.number: _reset_rings,
-        memories.KVM_SET_NR_MMU_PAGES.number: _accept,
-        basic.KVM_SET_TSS_ADDR.number: _accept,
+        memories.KVM_SET_NR_MMU_PAGES.number: _set_mmu_pages,
+        basic.KVM_SET_TSS_ADDR.number: _set_tss_addr,
         basic.KVM_SET_IDENTITY_MAP_ADDR.number: _identity_map,
         basic.KVM_CREATE_IRQCHIP.number: _create_irqchip,
         irq.KVM_SET_BOOT_CPU_ID.number: _set_boot_cpu,

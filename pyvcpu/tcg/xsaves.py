@@ -39,6 +39,8 @@ def set_xsave(cpu: Cpu, data: bytes) -> None:
     """Take kvm_xsave. Raise OSError EINVAL for parts or MXCSR bits that there are not."""
     from . import xsave
 
+    if not data[512] & 6:  # without SSE or AVX in XSTATE_BV nobody looks at MXCSR
+        data = data[:24] + b"\x80\x1f\0\0" + data[28:]
     try:
         xsave.set_xsave(cpu.fpu, data)
     except ValueError:

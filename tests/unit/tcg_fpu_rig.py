@@ -35,6 +35,9 @@ class StageCpu:
 
     def __init__(self, mode: int = 64) -> None:
         self.regs = [0] * 16
+        self.bits = mode
+        self.read_tlb: dict[int, memoryview] = {}  # always empty: every access comes to load and store
+        self.write_tlb: dict[int, memoryview] = {}
         self.regs[3] = BASE
         self.segs = [Segment() for _ in range(8)]
         self.cr0, self.cr4, self.xcr0 = 0x21, 0x40600, 3

@@ -461,7 +461,8 @@ def test_movs_from_device_to_device() -> None:
         cpu.complete_mmio(None if cpu.exit_write else cpu.exit_address.to_bytes(4, "big"))
     assert code == EXIT_HALT
     assert seen == [
-        (False, 0x200000, b""), (True, 0x300000, b"\0\x20\0\0"), (False, 0x200004, b""), (True, 0x300004, b"\0\x20\0\x04"),
+        (False, 0x200000, b""), (True, 0x300000, b"\0\x20\0\0"), (False, 0x200004, b""),
+        (True, 0x300004, b"\0\x20\0\x04"),
     ]  # fmt: skip
     assert (cpu.regs[1], cpu.regs[6], cpu.regs[7]) == (0, 0x200008, 0x300008)
 

@@ -46,10 +46,8 @@ BRANCHES = {0xC3, 0xE8, 0xE9, 0xEB, 0xE0, 0xE1, 0xE2, 0xE3, *range(0x70, 0x80), 
 
 def count_of(insn: Insn, regs: list[int]) -> int:
     """Return the count of a shift, rotate or double shift."""
-    if insn.op in (0xC0, 0xC1, 0x1A4, 0x1AC):
-        count = insn.imm
-    else:
-        count = 1 if insn.op in (0xD0, 0xD1) else regs[1]
+    by_imm, by_one = insn.op in (0xC0, 0xC1, 0x1A4, 0x1AC), insn.op in (0xD0, 0xD1)
+    count = insn.imm if by_imm else 1 if by_one else regs[1]
     return count & (63 if insn.size == 8 else 31)
 
 
