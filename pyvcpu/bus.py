@@ -121,6 +121,12 @@ class Bus:
         given, does what `write` does at offset 0, in one call less. Raise ConfigError when the range is empty,
         leaves the address space, or overlaps another.
         """
+        for what, value in (("start", start), ("length", length)):
+            if not isinstance(value, int):
+                raise TypeError(f"the {what} of a {self.name} range is a whole number, not {value!r}")
+        for handler in (read, write):
+            if handler is not None and not callable(handler):
+                raise TypeError(f"a handler of {name} must be callable, not {handler!r}")
         region = Region(start, length, read, write, name, direct)
         if length < 1:
             raise ConfigError(f"a {self.name} range must hold at least 1 address; {name} asks for {length}")

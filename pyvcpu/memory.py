@@ -17,6 +17,7 @@ FOUR_GIB = 1 << 32
 HOLE = 0xC000_0000
 HUGE_PAGE = 2 << 20
 LARGE = 128 << 20  # from here on a guest is one, such as Linux, that gains by huge pages (docs/benchmarks.md)
+MOST_DIGITS = 20
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -34,13 +35,17 @@ def parse_size(text: str | int) -> int:
     >>> parse_size("64M"), parse_size("2GiB"), parse_size(4096)
     (67108864, 2147483648, 4096)
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"a size is a number of bytes or a text such as 64M, not {text!r}")
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     digits = number.rstrip("KMGT")
     unit = number[len(digits) :]
     if not (digits.isascii() and digits.isdigit()) or unit not in UNITS:
         raise ConfigError(f"a size is a number with K, M, G or T behind it, such as 64M or 2G, not {text!r}")
+    if len(digits) > MOST_DIGITS:
+        raise ConfigError(f"a size of {len(digits)} digits is more than any host has")
     return int(digits) << UNITS[unit]
 
 
@@ -70,7 +75,8 @@ class GuestMemory:
     def __init__(self, size: str | int) -> None:
         self.size = parse_size(size)
         if self.size <= 0 or self.size % PAGE:
-            raise ConfigError(f"memory must be a positive multiple of 4K, not {size}")
+            hint = f"; QEMU's -m {size} is {size}M here" if str(size).isdigit() and 0 < self.size < 1 << 20 else ""
+            raise ConfigError(f"memory must be a positive multiple of 4K, not {size}{hint}")
         large = self.size >= LARGE
         try:
             # With room to begin at a huge page: KVM maps one where guest and host address agree in their low 21 bits.

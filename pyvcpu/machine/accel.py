@@ -49,9 +49,7 @@ def default() -> str:
     return os.environ.get(ENVIRONMENT) or DEFAULT
 
 
-def open_accel(
-    text: str | None = None, warn: Callable[[str], object] = warn_by_default, see: See | None = None
-) -> Kvm:
+def open_accel(text: str | None = None, warn: Callable[[str], object] = warn_by_default, see: See | None = None) -> Kvm:
     """Open the first accelerator of a list (None: the default's) that can be used here; its owner closes it.
 
     `warn` gets a line where it is not the first. `see(kernel)` may put something between the Kvm and what it goes
@@ -70,6 +68,8 @@ def open_accel(
 
 def open_machine(accel: str | None, path: str | None, warn: Callable[[str], object], see: See | None = None) -> Kvm:
     """Open what a machine runs on: a device that is named is KVM and nothing else, if `accel` does not contradict."""
+    if path is not None and not isinstance(path, str):
+        raise TypeError(f"kvm is the name of a device or an open Kvm, not {path!r}")
     if path is None:
         return open_accel(accel, warn, see)
     if accel is not None and "kvm" not in parse(accel):

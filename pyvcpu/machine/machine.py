@@ -12,6 +12,7 @@ from ..errors import ConfigError, StateError
 from ..kvm.system import Kvm
 from ..memory import GuestMemory
 from ..vcpu import State, Vcpu
+from ..vcpu.cond import check_timeout
 from ..vcpu.context import KvmContext
 from ..vcpu.states import NO_THREAD
 from ..vcpu.template import CpuTemplate
@@ -224,6 +225,7 @@ class Machine(Serving):
         end that nobody has seen yet, such as that of a stop() just before, is returned at once.
         """
         self._not_in_handler("run")
+        check_timeout(timeout)
         run = self.control.open()
         self.start()
         try:

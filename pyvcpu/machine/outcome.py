@@ -47,6 +47,10 @@ class Outcome:
         self.exit = exit
         self.report = report
 
+    def __reduce__(self) -> tuple[type[Outcome], tuple[str, int, None, ExitEvent | None, str]]:
+        """Be copied and sent to other processes without the vCPU, which belongs to this one."""
+        return type(self), (self.reason, self.status, None, self.exit, self.report)
+
     def __repr__(self) -> str:
         who = "" if self.vcpu is None else f" by vCPU {self.vcpu.index}"
         return f"<Outcome {self.reason}{who}, status {self.status}>"

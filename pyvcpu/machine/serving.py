@@ -48,6 +48,9 @@ class Serving(Running):
         any later exit, within 20 ms, and at the end. `write` is then called with None for the vCPU, and once for
         several writes in turn, their bytes joined.
         """
+        for handler in (read, write):
+            if handler is not None and not callable(handler):
+                raise TypeError(f"a handler of port {port!r} must be callable, not {handler!r}")
         region = self.ports.claim(
             port,
             1,
@@ -99,6 +102,8 @@ class Serving(Running):
         True from it: dealt with, run on. Anything else: go on as without it. Before start() only.
         """
         self._not_started("register exit handlers")
+        if not callable(handler):
+            raise TypeError(f"an exit handler must be callable, not {handler!r}")
         self.context.exit_handlers[int(reason)] = handler
 
     def observe(self, probe: Probe) -> None:

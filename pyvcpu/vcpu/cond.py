@@ -16,6 +16,16 @@ NEVER = float("inf")
 LONGEST = 0.25
 
 
+def check_timeout(timeout: float | None) -> None:
+    """Raise TypeError or ValueError for what is no time in seconds; None is for ever."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds or None, not {timeout!r}")
+    if timeout != timeout:
+        raise ValueError("a timeout must be a number, not nan")
+
+
 def new_bell() -> threading.Lock:
     """Return a lock that is held: its release wakes whoever waits for it."""
     bell = threading.Lock()
@@ -61,6 +71,7 @@ class Cond:
 
         `on_delay()`, if it is set, is called with the lock held each time that LONGEST has passed in vain.
         """
+        check_timeout(timeout)
         end = NEVER if timeout is None else monotonic() + timeout
         bell = new_bell()
         waiting = (predicate, bell)
