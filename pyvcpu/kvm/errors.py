@@ -50,10 +50,6 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_SET_MP_STATE", errno.EINVAL): "this state needs the interrupt controllers in the kernel",
     ("KVM_SET_SREGS", errno.EINVAL): "the control registers, EFER, segments and APIC base must be consistent",
     ("KVM_KVMCLOCK_CTRL", errno.EINVAL): "the guest has not set up kvmclock",  # at every start
-    (
-        "KVM_RUN",
-        errno.EAGAIN,
-    ): "again and again: the kernel may start no thread for this VM; look at `ulimit -u` and the cgroup's pids.max",
     ("KVM_RUN", errno.EINVAL): "kvm_valid_regs or kvm_dirty_regs holds a bit that this KVM does not know",
     ("KVM_RUN", errno.EAGAIN): "the kernel may start no worker thread, if this lasts (ulimit -u, pids.max)",
     ("KVM_RUN", errno.EFAULT): "the guest reached memory that the host could not provide",

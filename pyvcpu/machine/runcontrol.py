@@ -13,7 +13,7 @@ from time import monotonic
 
 from ..errors import StateError
 from ..vcpu import Command, State, Vcpu, current_cpu
-from ..vcpu.cond import Cond
+from ..vcpu.cond import Cond, check_timeout
 from ..vcpu.states import BEING_BORN, MOVING, NO_THREAD, STATES
 from .outcome import Outcome, Run
 
@@ -227,6 +227,7 @@ class RunControl:
 
     def pause(self, timeout: float | None) -> bool:
         """Stop all vCPUs and wait until they have; False when `timeout` seconds passed first. See Machine.pause()."""
+        check_timeout(timeout)
         end = None if timeout is None else monotonic() + timeout
         self._let_them_run(timeout)
         with self.lock:
@@ -271,6 +272,7 @@ class RunControl:
 
     def enter_hold(self, who: str, timeout: float | None) -> None:
         """Have the world stand still for `who`. Raise TimeoutError, and take it back, after `timeout` seconds."""
+        check_timeout(timeout)
         end = None if timeout is None else monotonic() + timeout
         self._let_them_run(timeout)
         with self.lock:
