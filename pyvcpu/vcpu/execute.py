@@ -181,8 +181,9 @@ def _hlt(cpu: Cpu) -> str:
     return EXCP_HLT
 
 
-def _debug(cpu: Cpu) -> str:
-    return EXCP_DEBUG
+def _debug(cpu: Cpu) -> str | None:
+    debugger = cpu.context.debugger
+    return EXCP_DEBUG if debugger is None else debugger.debug_exit(cpu)
 
 
 def _window(cpu: Cpu) -> None:
@@ -218,8 +219,10 @@ def _fatal(cpu: Cpu) -> str:
     """End the machine with all that is known of an exit that nobody can go on from."""
     from .report import crash_report
 
-    event = _decode(cpu)
-    cpu.control.finish("crashed", vcpu=cpu.vcpu, exit=event, report=crash_report(cpu, event))
+    event, debugger = _decode(cpu), cpu.context.debugger
+    report = crash_report(cpu, event)
+    if debugger is None or not debugger.crashed(cpu, event, report):
+        cpu.control.finish("crashed", vcpu=cpu.vcpu, exit=event, report=report)
     return EXCP_INTERRUPT
 
 
