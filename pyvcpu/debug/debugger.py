@@ -1,12 +1,13 @@
 """Debugger: what stops the vCPUs of one machine, and who is told.
 
 QEMU: cpu_handle_guest_debug and the breakpoints of accel/kvm. The context of the vCPUs has one from the moment on at
-which anything is to be debugged; the run loop asks for it at a debug exit, at a crash, and each time that it is entered.
+which anything is to be debugged; the run loop asks it at a debug exit, at a crash, and each time that it is entered.
 """
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from ..errors import PyvcpuError, StateError
 from ..kvm.abi.layout import EXIT_REASON, IMMEDIATE_EXIT
@@ -16,7 +17,7 @@ from ..vcpu.handle import Work
 from ..vcpu.states import Command
 from .methods import EXECUTE, WRITE, Methods, methods
 from .points import INT3, REGISTER, SOFTWARE, Breakpoint, DebugError, Points, Site, rule_of, single
-from .stepping import REASON_AND_DEBUG, Stepped, pc_of, set_control, step
+from .stepping import DR6_STEPPED, REASON_AND_DEBUG, Stepped, pc_of, set_control, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -59,10 +60,10 @@ class CpuDebug:
 
     `stepping`: it is to stop after one instruction. `over`: the address of a breakpoint that it has stopped at and is
     to leave by one instruction. `before`: where the last instruction began. `copies`: what watched memory held.
-    `hit`: why it stops.
+    `hit`: why it stops. `single`: KVM was told to step it. `in_handler`: a handler of a breakpoint is being called.
     """
 
-    __slots__ = ("before", "copies", "hit", "over", "stepping")
+    __slots__ = ("before", "copies", "hit", "in_handler", "over", "single", "stepping")
 
     def __init__(self) -> None:
         self.stepping = False
@@ -70,13 +71,15 @@ class CpuDebug:
         self.before = 0
         self.copies: dict[Site, bytes] = {}
         self.hit: Hit | None = None
+        self.single = False
+        self.in_handler = False
 
 
 class Debugger:
     """The breakpoints of a machine and the steps of its vCPUs.
 
-    Any thread may set and remove breakpoints, also handlers; the rest says whose it is. `client` is told of stops; where
-    there is none, or none that listens, a stop ends the run with the outcome "debug".
+    Any thread may set and remove breakpoints, also handlers; the rest says whose it is. `clients` are told of stops,
+    until one says that it has taken it; where none does, a stop ends the run with the outcome "debug".
     """
 
     def __init__(self, control: Control, context: KvmContext, cpus: Sequence[Cpu]) -> None:
@@ -87,7 +90,7 @@ class Debugger:
         self._lock = threading.Lock()  # the points
         self.methods: Methods = methods(context.kvm)
         self.points = Points(self.methods)
-        self.client: Client | None = None
+        self.clients: list[Client] = []
 
     # Breakpoints. Any thread.
 
@@ -137,7 +140,7 @@ class Debugger:
     def method_of(self, point: Breakpoint) -> str:
         """Return how a breakpoint works, with what it does not reach on this host."""
         words = point.method
-        if point.rule == EXECUTE and point.method == REGISTER and not self.methods.user_execute:
+        if point.method == REGISTER and not self.methods.user_execute and self.methods.execute:
             words += ", which does not stop code at CPL 3 on this host"
         return words
 
@@ -180,7 +183,7 @@ class Debugger:
                 vcpu = cpu.vcpu
                 if vcpu is here or not vcpu.created or vcpu.state in (State.LEAVING, State.UNPLUGGED):
                     continue
-                work = Work(lambda vcpu, cpu=cpu: self.apply(cpu))
+                work = Work(lambda vcpu: self.apply(self._cpus[vcpu.index]))
                 vcpu.post_locked(work)
                 works.append(work)
         if here is not None and here.control is self._control:
@@ -211,15 +214,16 @@ class Debugger:
 
     def apply(self, cpu: Cpu) -> None:
         """Tell KVM; on the vCPU's thread."""
-        set_control(cpu, self.control(cpu))
         state = self._states[cpu.index]
+        state.single = self.is_single(cpu.index)
+        set_control(cpu, self.control(cpu))
         for site in self.points.compare:
             if site.rule == WRITE and site not in state.copies:
                 state.copies[site] = _watched(cpu, site)
 
     def cpu_exec(self, cpu: Cpu, loop: Callable[[], str]) -> str:
         """Run the vCPU: by single steps as long as they are needed, then with `loop`, which is the run loop."""
-        if self.is_single(cpu.index):
+        if self._states[cpu.index].single or self.is_single(cpu.index):
             why = self._steps(cpu)
             if why is not None:
                 return why
@@ -228,7 +232,8 @@ class Debugger:
     def debug_exit(self, cpu: Cpu) -> str | None:
         """Take a debug exit in the run loop: call the handlers. Return why to leave cpu_exec, None to go on."""
         _, _, pc, dr6 = REASON_AND_DEBUG.unpack_from(cpu.run, EXIT_REASON)
-        why = self._arrived(cpu, Stepped(pc, done=False, dr6=dr6))
+        done = self._states[cpu.index].single and bool(dr6 & DR6_STEPPED)  # a handler has just turned it on
+        why = self._arrived(cpu, Stepped(pc, done=done, dr6=dr6))
         if why is None and self.is_single(cpu.index):
             return self._steps(cpu)
         return why
@@ -271,6 +276,7 @@ class Debugger:
             state.over = None
         sites = self._reached(cpu, made, stepped)
         stop: Breakpoint | None = None
+        state.in_handler = True
         try:
             for point in [point for site in sites for point in site.users]:
                 point.hits += 1
@@ -278,6 +284,7 @@ class Debugger:
                 if handler is None or handler(cpu.vcpu) is False:
                     stop = stop or point
         finally:
+            state.in_handler = False
             pc = pc_of(cpu) if sites else made.pc
             if pc == made.pc and any(site.rule == EXECUTE for site in sites):
                 state.over = pc
@@ -317,11 +324,11 @@ class Debugger:
         """Stop the machine because of what debug_exit() said; False where nobody is to be told of it."""
         state = self._states[cpu.index]
         hit, state.hit = state.hit, None
-        return self.client is not None and hit is not None and self.client.stopped(cpu.index, hit)
+        return hit is not None and any(client.stopped(cpu.index, hit) for client in self.clients)
 
     def crashed(self, cpu: Cpu, event: ExitEvent, report: str) -> bool:
         """Let a debugger have a look at a crash before it ends the run; False where there is none."""
-        return self.client is not None and self.client.crashed(cpu, event, report)
+        return any(client.crashed(cpu, event, report) for client in self.clients)
 
     def created(self, cpu: Cpu) -> None:
         """Let a vCPU that begins a life have the breakpoints; on its thread."""
@@ -336,8 +343,6 @@ class Debugger:
 
     def trace(self, vcpu: Vcpu, limit: int) -> list[int]:
         """Run up to `limit` instructions; return the address of each, and at last where the vCPU is then."""
-        if not self.methods.step:
-            raise DebugError("this host's KVM reports no single steps")
         if current_cpu() is not None and current_cpu() is not vcpu:
             raise StateError("a handler can step its own vCPU only")
         # A single step is of the code that runs, a trace of all that the processor does.
@@ -345,17 +350,17 @@ class Debugger:
         trail: list[int] = []
         while True:
             part = min(limit - len(trail), TRACE_PART)
-            more = vcpu.run_on_cpu(lambda vcpu: self._trace_here(self._cpus[vcpu.index], part, control))
+            more = vcpu.run_on_cpu(partial(self._trace_here, part, control))
             trail += more[:-1]
             if len(more) <= part or len(trail) >= limit:
                 return [*trail, more[-1]]
 
-    def _trace_here(self, cpu: Cpu, most: int, control: bytes) -> list[int]:
+    def _trace_here(self, most: int, control: bytes, vcpu: Vcpu) -> list[int]:
         """Make up to `most` steps on the vCPU's thread; return the way, one address more than steps were made."""
-        vcpu, state = cpu.vcpu, self._states[cpu.index]
-        if vcpu.state not in (State.PAUSED, State.RUNNING):
+        cpu, state = self._cpus[vcpu.index], self._states[vcpu.index]
+        if vcpu.state is not State.PAUSED and not state.in_handler:
             raise StateError(f"vCPU {cpu.index} is {vcpu.state}: only one that stands still can be stepped")
-        self._check_privilege(cpu)
+        self.check_steps(cpu)
         trail = [pc_of(cpu)]
         try:
             set_control(cpu, control)
@@ -372,10 +377,12 @@ class Debugger:
             self.apply(cpu)
         return trail
 
-    def _check_privilege(self, cpu: Cpu) -> None:
-        """Raise DebugError where a step would not be reported, and the guest would run on."""
+    def check_steps(self, cpu: Cpu) -> None:
+        """Raise DebugError where a step would not be reported, and the guest would run on; on the vCPU's thread."""
         if self.methods.user_step:
             return
+        if not self.methods.step:
+            raise DebugError("this host's KVM reports no single steps")
         from ..kvm.abi.basic import KVM_SYNC_X86_SREGS
 
         shared = cpu.vcpu._shared

@@ -43,9 +43,24 @@ class Methods:
 
     NAMES = ("step", "execute", "watch", "software", "user_step", "user_execute")
 
-    def __init__(self, **works: bool) -> None:
-        for name in self.__slots__:
-            setattr(self, name, works.get(name, False))
+    def __init__(
+        self,
+        *,
+        step: bool = False,
+        execute: bool = False,
+        watch: bool = False,
+        software: bool = False,
+        user_step: bool = False,
+        user_execute: bool = False,
+        block_irq: bool = False,
+    ) -> None:
+        self.step = step
+        self.execute = execute
+        self.watch = watch
+        self.software = software
+        self.user_step = user_step
+        self.user_execute = user_execute
+        self.block_irq = block_irq
 
     def as_dict(self) -> dict[str, bool]:
         """Return them by name."""

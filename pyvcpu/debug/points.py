@@ -113,7 +113,11 @@ class Points:
 
     def _choose(self, site: Site, software: bool) -> None:
         works = self._methods
-        parts = list(islice(_aligned(site.address, site.length), REGISTERS + 1)) if site.rule != EXECUTE else [(site.address, 1)]
+        parts = (
+            list(islice(_aligned(site.address, site.length), REGISTERS + 1))
+            if site.rule != EXECUTE
+            else [(site.address, 1)]
+        )
         if (works.execute if site.rule == EXECUTE else works.watch) and len(parts) <= len(self._free):
             site.method = REGISTER
             for address, length in parts:

@@ -18,11 +18,11 @@ from ..kvm.errors import KvmError
 from ..memory import GuestMemoryError
 from ..vcpu.states import NO_THREAD
 from ..vcpu.virtual import VirtualMemory
-from ..x86 import segments
 from ..x86.walk import Paging
 from . import monitor, registers
 from .methods import ACCESS, EXECUTE, WRITE
-from .points import Breakpoint
+from .points import Breakpoint, DebugError
+from .stepping import pc_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -82,22 +82,31 @@ class MachineTarget:
         self._notes: SimpleQueue[tuple[str, object]] = SimpleQueue()
         self._control.on_end.append(self._note_end)
         self._control.on_resume.append(self._note_begin)
-        self._debugger.client = self
+        self._debugger.clients.append(self)
         self._thread = threading.Thread(target=self._work, name="debug", daemon=True)
         self._thread.start()
         if wait:
             self._halt(Stop(gdb.PAUSED, self._first()))
 
-    def close(self) -> None:
-        """Let go of the machine, which runs on if it was to. Closing again does nothing."""
-        if self._debugger.client is not self:
+    def close(self, outcome: Outcome | None = None) -> None:
+        """Let go of the machine, which runs on if it was to. Closing again does nothing.
+
+        `outcome`: how it ended, for a debugger that was not told because nothing in the machine ended it, as with a
+        timeout.
+        """
+        if self not in self._debugger.clients:
             return
-        self.detach(run=True)
-        self._debugger.client = None
+        self._debugger.clients.remove(self)
         self._control.on_end.remove(self._note_end)
         self._control.on_resume.remove(self._note_begin)
         self._notes.put((CLOSE, None))
-        self._thread.join()
+        with self._lock:
+            if self._state == STOPPING:
+                self._let_go()
+        self._thread.join()  # an end that was noted before is told first
+        if outcome is not None:
+            self._tell_end(outcome)
+        self.detach(run=True)
 
     # How it comes to stand still.
 
@@ -281,6 +290,9 @@ class MachineTarget:
                 return
             everybody = {vcpu.index for vcpu in self._plugged()}
             for index, action in actions.items():
+                if action == gdb.STEP and index in everybody:
+                    self._on_cpu(index, self._debugger.check_steps)
+            for index, action in actions.items():
                 if index in everybody:
                     self._debugger.state(index).stepping = action == gdb.STEP
             self._control.frozen = frozenset(everybody - actions.keys())
@@ -300,8 +312,7 @@ class MachineTarget:
                 self._unreported = unreported
                 return before
             if places:
-                values = self.read_registers(index)
-                at = segments.linear(values, "cs", values["rip"])
+                at = self._on_cpu(index, pc_of)
                 if at in places:
                     self._unreported = unreported
                     mark = places[at].owner
@@ -326,7 +337,7 @@ class MachineTarget:
         cpu = self._machine._threads[vcpu]
         try:
             return self._machine.vcpus[vcpu].run_on_cpu(lambda _: function(cpu))
-        except (KvmError, ValueError, StateError) as error:
+        except (KvmError, ValueError, StateError, DebugError) as error:
             raise TargetError(str(error)) from None
 
     def read_registers(self, vcpu: int) -> Registers:
@@ -360,7 +371,8 @@ class MachineTarget:
         self._standing()
         paging = self._paging.get(vcpu)
         if paging is None:
-            paging = self._paging[vcpu] = Paging.of(self.read_registers(vcpu))
+            sregs = self._on_cpu(vcpu, lambda cpu: cpu.vcpu.sregs.copy())
+            paging = self._paging[vcpu] = Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
         return VirtualMemory(self._machine.memory, lambda: paging)
 
     def read_physical(self, address: int, length: int) -> bytes:

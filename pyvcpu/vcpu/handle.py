@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # mypy reads this as True
         """The run of the machine, as its vCPUs need it; machine.runcontrol has the one there is.
 
         `lock` guards all of Vcpu that is not said to belong to one thread. `held`: the world stands still, and no vCPU
-        may run. `frozen`: the indexes of those that a debugger does not let run. `running`: what a vCPU does that comes new into the machine. `closed`: none is started any more.
+        may run. `frozen`: the indexes of those that a debugger does not let run.
+        `running`: what a vCPU does that comes new into the machine. `closed`: none is started any more.
         """
 
         lock: threading.Lock
