@@ -17,7 +17,7 @@ from ..vcpu.handle import Work
 from ..vcpu.states import Command
 from .methods import EXECUTE, WRITE, Methods, methods
 from .points import INT3, REGISTER, SOFTWARE, Breakpoint, DebugError, Points, Site, rule_of, single
-from .stepping import DR6_STEPPED, REASON_AND_DEBUG, Stepped, pc_of, set_control, step
+from .stepping import DR6_STEPPED, REASON_AND_DEBUG, Stepped, is_user, pc_of, set_control, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -383,12 +383,7 @@ class Debugger:
             return
         if not self.methods.step:
             raise DebugError("this host's KVM reports no single steps")
-        from ..kvm.abi.basic import KVM_SYNC_X86_SREGS
-
-        shared = cpu.vcpu._shared
-        assert shared is not None
-        sregs = shared.view(KVM_SYNC_X86_SREGS)
-        if sregs.cr0 & 1 and sregs.ss.dpl == 3:
+        if is_user(cpu):
             raise DebugError("this host's KVM reports no single steps of code at CPL 3")
 
     def _look_at_kick(self, cpu: Cpu) -> bool:

@@ -21,6 +21,7 @@ REASON_AND_DEBUG = Struct(f"<I{EXIT_UNION - EXIT_REASON - 4}xI4xQQ")
 DEBUG, KVM_RUN = abi.KVM_EXIT_DEBUG, abi.KVM_RUN.number
 DR6_STEPPED = 1 << 14  # DR6.BS
 HLT = b"\xf4"
+CR0_PE, USER = 1 << 0, 3
 MOST_PARTS = 1 << 16  # exits of one instruction: `rep outs` of as many elements
 
 
@@ -47,6 +48,14 @@ def pc_of(cpu: Cpu) -> int:
     if sregs.efer & EFER_LMA and sregs.cs.l:
         return int(rip)
     return int(sregs.cs.base + rip) & 0xFFFF_FFFF
+
+
+def is_user(cpu: Cpu) -> bool:
+    """Tell whether the vCPU runs code at CPL 3, which SS.DPL says. For its thread."""
+    shared = cpu.vcpu._shared
+    assert shared is not None
+    sregs = shared.view(abi.KVM_SYNC_X86_SREGS)
+    return bool(sregs.cr0 & CR0_PE and sregs.ss.dpl == USER)
 
 
 def set_control(cpu: Cpu, control: bytes) -> None:
