@@ -33,6 +33,7 @@ class Debugging:
             raise ConfigError("--gdb-wait waits for a debugger: give --gdb HOST:PORT, --gdb unix:PATH or -s, too")
         if options.shell and not os.isatty(0):
             raise ConfigError("--shell opens its prompt on the terminal, and standard input is none")
+        machine.keep_exits()
         try:
             if where is not None:
                 self._target = MachineTarget(machine, wait=options.gdb_wait, reboots=options.reboot)

@@ -121,7 +121,7 @@ class Server:
                     session.stopped(stop)
             if client is not None and session is not None and session.out:
                 client.send(session.out)
-        except Exception:  # noqa: S110  # it has left, or does not read
+        except Exception:  # it has left, or does not read
             pass
 
     def _turn(self) -> None:

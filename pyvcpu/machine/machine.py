@@ -432,6 +432,18 @@ class Machine:
 
     # Debugging it: docs/debugging.md.
 
+    def keep_exits(self) -> None:
+        """Keep the last 16 exits of each vCPU, for crash reports and last_exits(). Before start() only."""
+        from ..vcpu.recent import RecentExits
+
+        self._not_started("keep_exits()")
+        self.context.recent = self.context.recent or RecentExits()
+
+    def last_exits(self, vcpu: int = 0) -> list[str]:
+        """Return the last exits of a vCPU in words, the latest at the end; none without keep_exits()."""
+        recent = self.context.recent
+        return [] if recent is None else recent.lines(self._vcpu(vcpu).index)
+
     @property
     def debugger(self) -> Debugger:
         """Who has the breakpoints; from the first use on, the vCPUs ask it at debug exits."""

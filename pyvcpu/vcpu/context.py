@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..symbols import Symbols
     from . import handle
     from .handle import Vcpu
+    from .recent import RecentExits
 
     T = TypeVar("T")
     ExitHandler = Callable[[Vcpu, ExitEvent], object]
@@ -75,6 +76,7 @@ class KvmContext:
     that is decided. `drain(cpu)` serves the writes that KVM has collected in the coalesced ring; `eoi(vector)` tells
     the IOAPIC, where that is ours, that a vector was served; `warn(line)` says what is no reason to stop.
     `debugger`: who takes debug exits, None until somebody debugs; `make_debugger` makes it. `symbols()`: the guest's.
+    `recent`: the last exits of each vCPU, where they are kept.
     """
 
     def __init__(self, kvm: Kvm, vm: VmFd, addresses: AddressSpace, warn: Callable[[str], object]) -> None:
@@ -93,6 +95,7 @@ class KvmContext:
         self.debugger: Debugger | None = None
         self.debugger_lock = threading.Lock()
         self.make_debugger: Callable[[], Debugger]
+        self.recent: RecentExits | None = None
         self.symbols: Callable[[], Symbols | None] = lambda: None
         self._caps: dict[int, int] = {}
         self._lock = threading.Lock()

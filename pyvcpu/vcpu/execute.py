@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from ..bus import Region, Shortcut
     from ..exits import ExitEvent
-    from .context import Find, Serve
+    from .context import Find, Run, Serve
     from .core import Cpu
     from .handle import Vcpu
 
@@ -47,12 +47,15 @@ def make_loop(cpu: Cpu) -> Callable[[], str]:
     vCPU's thread. A handler's exception passes through. Nothing of an exit is read after a KVM_RUN that failed.
     """
     context, vcpu = cpu.context, cpu.vcpu
-    kvm_run, find = cpu.fd.kernel.request, shortcuts(cpu)
+    find = shortcuts(cpu)
+    kvm_run: Run = cpu.fd.kernel.request
 
     def serve_here(reason: int, key: int) -> str | None:
         return serve(cpu, reason, key)
 
     serve_exit: Serve = serve_here
+    if context.recent is not None:
+        kvm_run = context.recent.noting(cpu.index, cpu.run, kvm_run)
     if context.probe is not None:
         kvm_run, find, serve_exit = context.probe.loop(vcpu, kvm_run, find, serve_exit)
 

@@ -16,7 +16,7 @@ from .states import NO_THREAD, TRANSITIONS, Command, State
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import mmap
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Protocol, TypeVar
 
     from ..exits import ExitEvent
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
         lock: threading.Lock
         cond: Cond
+        vcpus: Sequence[Vcpu]
         frozen: frozenset[int]
 
         @property
