@@ -16,12 +16,14 @@ from .signals import Signalled, Signals, die_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import SimpleNamespace
 
     from ..machine import Machine
     from .files import Disks
     from .watch import Watch
+
+    Wait = Callable[[float | None], Outcome | None]
 
 HELP = "run an image"
 DESCRIPTION = """\
@@ -60,6 +62,10 @@ OPTIONS = (
     Option("--trace", "write a timeline of the vCPUs, for Perfetto or chrome://tracing", "FILE"),
     Option("--explain", "say, step by step, what happens in the life of each vCPU"),
     Option("--top", "show exits per second at the bottom of the terminal that standard error is"),
+    Option("--gdb", "serve gdb and lldb there", "HOST:PORT|unix:PATH"),
+    Option("-s", "the same as --gdb localhost:1234"),
+    Option("--gdb-wait", "stand still before the first instruction, until a debugger lets the guest run", short="-S"),
+    Option("--shell", "Ctrl-A C, a breakpoint or a crash opens a Python prompt with the machine in it"),
     ACCEL_OPTION,
     KVM_OPTION,
 )
@@ -163,21 +169,32 @@ class Job:
                 name=options.image,
             )
             if watch is None:
-                return self._run_to_end(machine, output)
+                return self._run_to_end(machine, console, output)
             watch.begin(machine)
             try:
-                return self._run_to_end(machine, output)
+                return self._run_to_end(machine, console, output)
             finally:
                 watch.end(machine)
 
-    def _run_to_end(self, machine: Machine, output: Output) -> Outcome:
+    def _run_to_end(self, machine: Machine, console: Input, output: Output) -> Outcome:
         """Run until the guest ends, or asks for a reset that it is not to get; the timeout is that of the whole run."""
         end = None if self._timeout is None else monotonic() + self._timeout
-        while True:
-            outcome = _run(machine, self._signals, output, end)
-            if not self._options.reboot or outcome.reason != "reset":
-                return outcome
-            machine.reset(reload=True)
+        options, wait = self._options, machine.wait
+        debugging = outcome = None
+        if options.gdb is not None or options.s or options.gdb_wait or options.shell:
+            from .debug import Debugging
+
+            debugging = Debugging(machine, options, console)
+            wait = debugging.wait
+        try:
+            while True:
+                outcome = _run(machine, self._signals, output, end, wait)
+                if not options.reboot or outcome.reason != "reset":
+                    return outcome
+                machine.reset(reload=True)
+        finally:
+            if debugging is not None:
+                debugging.close(outcome)
 
     def _add_devices(self, machine: Machine) -> None:
         for disk in self._disks.devices if self._disks is not None else ():
@@ -200,8 +217,11 @@ def _quit(machine: Machine, output: Output) -> None:
     output.cancel()
 
 
-def _run(machine: Machine, signals: Signals, output: Output, end: float | None) -> Outcome:
-    """Do what Machine.run() does, until the time `end`; a reader of our output that does not read cannot hold it up."""
+def _run(machine: Machine, signals: Signals, output: Output, end: float | None, wait: Wait) -> Outcome:
+    """Do what Machine.run() does, until the time `end`; a reader of our output that does not read cannot hold it up.
+
+    `wait` does what Machine.wait() does.
+    """
     machine.start()
     if not gc.isenabled():  # in the command, before the first boot (see __main__.py)
         gc.freeze()  # modules stay
@@ -210,11 +230,11 @@ def _run(machine: Machine, signals: Signals, output: Output, end: float | None) 
         with signals:
             machine.resume()
             # Most guests that only say something are done by now: they need no thread for their output.
-            outcome = machine.wait(TICK if end is None else min(TICK, _left(end) or 0))
+            outcome = wait(TICK if end is None else min(TICK, _left(end) or 0))
         if outcome is None:
             output.start()
             with signals:
-                outcome = machine.wait(_left(end))
+                outcome = wait(_left(end))
         if outcome is None:
             output.cancel()
         with signals:

@@ -105,7 +105,8 @@ class Input:
     then it interrupts, as in any program that is not looking.
 
     start() runs on a vCPU thread, all else on the main thread, and the threads that start() starts read and feed;
-    `_lock` guards what they share. `on_quit` is called on the reading thread at Ctrl-A X.
+    `_lock` guards what they share. `on_quit` is called on the reading thread at Ctrl-A X, `on_prompt`, if there is one,
+    at Ctrl-A C.
     """
 
     def __init__(self) -> None:
@@ -116,6 +117,8 @@ class Input:
         self._told = False  # where Ctrl-C goes; for the reading thread
         self._old_handler = signal.signal(signal.SIGCONT, self._continued) if os.isatty(STDIN) else None
         self.on_quit: Callable[[], object] = _interrupt
+        self.on_prompt: Callable[[], object] | None = None
+        self._suspended = False  # somebody else reads the terminal
 
     def start(self, serial: Serial) -> None:
         """Switch the terminal over and start to feed `serial`; does nothing after close(), or a second time."""
@@ -138,6 +141,23 @@ class Input:
                 os.eventfd_write(self._wake, 1)
             self._terminal.leave()
 
+    def suspend(self) -> None:
+        """Leave the terminal, as it was before, to somebody else."""
+        with self._lock:
+            self._suspended = True
+            self._terminal.leave()
+            self._ring()
+
+    def resume(self) -> None:
+        """Take it back."""
+        with self._lock:
+            self._suspended = False
+            self._ring()  # the reading thread switches it over
+
+    def _ring(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
     def _continued(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGCONT: the terminal may have been another's meanwhile. Without the lock, which close() may hold."""
         if self._wake >= 0:
@@ -145,19 +165,23 @@ class Input:
 
     def _read(self, size: int) -> bytes:
         """Wait for input and return up to `size` bytes of it; none at the end, after an error, and after close()."""
-        poll = select.poll()
-        poll.register(STDIN, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
         while True:
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            if not self._suspended:
+                poll.register(STDIN, select.POLLIN)
             ready = [fd for fd, _ in poll.poll()]
             if self._wake in ready:
                 os.eventfd_read(self._wake)
+            elif self._suspended:
+                continue
             elif _in_foreground() is not False or _stop_in_background():
                 break
             with self._lock:
                 if self._closed:
                     return b""
-                self._terminal.enter()
+                if not self._suspended:
+                    self._terminal.enter()
         try:
             return os.read(STDIN, size)
         except OSError:
@@ -189,15 +213,17 @@ class Input:
 
     def _obey(self, keys: Keys, data: bytes, reader: _ReadDetector) -> bytes:
         """Do what keys for us say; return the others."""
-        from .keys import HELP_LINES, INTERRUPT, QUIT, SUMMARY
+        from .keys import HELP_LINES, INTERRUPT, PROMPT, PROMPT_LINE, QUIT, SUMMARY
 
         data, commands = keys.take(data)
         for command in commands:
             if command == QUIT:
                 self.on_quit()
-            else:
-                for line in HELP_LINES:
+            elif command != PROMPT:
+                for line in (*HELP_LINES, *([PROMPT_LINE] if self.on_prompt is not None else [])):
                     say(line)
+            elif self.on_prompt is not None:
+                self.on_prompt()
         if INTERRUPT not in data:
             return data
         if not reader.reads():

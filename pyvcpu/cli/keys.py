@@ -4,7 +4,7 @@ from __future__ import annotations
 
 ESCAPE = 0x01  # Ctrl-A
 INTERRUPT = 0x03  # Ctrl-C
-QUIT, HELP = "x", "h"
+QUIT, HELP, PROMPT = "x", "h", "c"
 
 SUMMARY = "Ctrl-A X leaves, Ctrl-A H helps"
 HELP_LINES = (
@@ -12,6 +12,7 @@ HELP_LINES = (
     "Ctrl-A A  send Ctrl-A to the guest",
     "Ctrl-A H  show this help",
 )
+PROMPT_LINE = "Ctrl-A C  stop the guest and open a Python prompt"
 
 
 class Keys:
@@ -23,7 +24,7 @@ class Keys:
         self._escaped = False  # the last key was ESCAPE
 
     def take(self, data: bytes) -> tuple[bytes, str]:
-        """Return what of `data` is for the guest, and the commands in it: QUIT and HELP, in order.
+        """Return what of `data` is for the guest, and the commands in it: QUIT, HELP and PROMPT, in order.
 
         ESCAPE may be the end of one call's data and its command the start of the next one's. Where no command
         follows, both keys are dropped.
@@ -45,6 +46,6 @@ class Keys:
             letter = chr(key).lower()
             if key == ESCAPE or letter == "a":
                 passed.append(ESCAPE)
-            elif letter in (QUIT, HELP):
+            elif letter in (QUIT, HELP, PROMPT):
                 commands += letter
         return bytes(passed), commands

@@ -103,12 +103,26 @@ class Server:
         except Exception as error:  # a mistake of ours: no debugger any more, and the machine goes on
             self._notice(f"gdb: the server ends: {type(error).__name__}: {error}")
         finally:
+            self._say_last_words()
             self._drop()
             self._listener.close()
             with self._wake_lock:
                 os.close(self._wake)
                 self._wake = -1
             endpoints.remove(self.address, self._file)
+
+    def _say_last_words(self) -> None:
+        """Tell the debugger of the machine's end, if that is why the server ends, as far as it can be told at once."""
+        client, session = self._client, self._session
+        try:
+            while self._stops:
+                token, stop = self._stops.popleft()
+                if session is not None and token is self._token:
+                    session.stopped(stop)
+            if client is not None and session is not None and session.out:
+                client.send(session.out)
+        except Exception:  # it has left, or does not read
+            pass
 
     def _turn(self) -> None:
         ready = dict(self._poll())

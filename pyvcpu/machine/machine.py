@@ -22,6 +22,7 @@ from ..x86.cpu import Cpu as CpuModel
 from ..x86.cpu import parse as parse_cpu
 from .accel import open_machine
 from .board import Board
+from .debugging import GuestSymbols, debugger_maker
 from .host import check_smp, read_image, require_capabilities, to_stdout, warn_by_default
 from .irqchip import KINDS, IrqChip
 from .outcome import Outcome
@@ -33,6 +34,9 @@ if TYPE_CHECKING:  # mypy reads this as True
     from typing import Any, Self
 
     from ..boot import Plan
+    from ..debug.debugger import Debugger
+    from ..debug.points import Breakpoint
+    from ..symbols import Symbols
 
     Image = bytes | bytearray | str | os.PathLike[str]
 
@@ -126,6 +130,8 @@ class Machine(Serving):
         )
         self._threads = [VcpuThread(vcpu, context, template, control) for vcpu in self.vcpus]
         control.add(self.vcpus)
+        context.make_debugger = debugger_maker(control, context, self._threads)
+        context.symbols = self._symbols = GuestSymbols()
         self._closers.append(self._stop_threads)
 
     def _build_board(self, output: Callable[[bytes], object], on_listen: Callable[[], object] | None) -> None:
@@ -178,6 +184,7 @@ class Machine(Serving):
         )
         content = bytes(image) if isinstance(image, (bytes, bytearray)) else read_image(image, self.memory.size)
         self.load_plan(boot.plan(content, target, format))
+        self._symbols.set_image(content, None if isinstance(image, (bytes, bytearray)) else image)
 
     def _acpi(self) -> tuple[int, bytes]:
         there = self.vcpus[: self.topology.cpus]
@@ -257,6 +264,71 @@ class Machine(Serving):
                     if thread.vcpu.state not in NO_THREAD:
                         thread.reset()
                 self.control.forget_end()
+
+    # Debugging it: docs/debugging.md.
+
+    def keep_exits(self) -> None:
+        """Keep the last 16 exits of each vCPU, for crash reports and last_exits(). Before start() only."""
+        from ..vcpu.recent import RecentExits
+
+        self._not_started("keep_exits()")
+        self.context.recent = self.context.recent or RecentExits()
+
+    def last_exits(self, vcpu: int = 0) -> list[str]:
+        """Return the last exits of a vCPU in words, the latest at the end; none without keep_exits()."""
+        recent = self.context.recent
+        return [] if recent is None else recent.lines(self._vcpu(vcpu).index)
+
+    @property
+    def debugger(self) -> Debugger:
+        """Who has the breakpoints; from the first use on, the vCPUs ask it at debug exits."""
+        if self.context.debugger is None:
+            self._not_closed()
+            self.context.debugger = self.context.make_debugger()
+        debugger: Any = self.context.debugger
+        return debugger  # type: ignore[no-any-return]
+
+    @property
+    def symbols(self) -> Symbols:
+        """The symbols of the ELF image that was loaded, and of what add_symbols() added: names to addresses."""
+        return self._symbols.get()
+
+    def add_symbols(self, source: Image) -> None:
+        """Add the symbols of an ELF file or a System.map: bytes, or the name of a file. Raise ImageError, OSError."""
+        self._symbols.add(source)
+
+    def break_at(self, where: int | str, handler: Callable[[Vcpu], object] | None = None) -> Breakpoint:
+        """Call `handler(vcpu)` each time before a vCPU executes the instruction at `where`. Any thread, also later.
+
+        `where`: a linear address or a symbol. The handler runs on the vCPU's thread, while the others run on. It may
+        read and change registers and memory. Returning False it stops the machine: a debugger, if there is one, is
+        told of it, else run() returns an Outcome "debug"; after anything else the guest goes on. No handler: stop.
+        Raise SymbolError, or DebugError where this host's KVM offers no way.
+        """
+        return self.debugger.break_at(self.symbols[where] if isinstance(where, str) else where, handler)
+
+    def watch(
+        self, where: int | str, size: int, kinds: str = "w", handler: Callable[[Vcpu], object] | None = None
+    ) -> Breakpoint:
+        """Call `handler(vcpu)` each time after an instruction accesses `size` bytes at `where`; as break_at().
+
+        `kinds`: "w" for writes, "r" or "rw" for reads, too, which not every host can tell (`pyvcpu info`).
+        """
+        address = self.symbols[where] if isinstance(where, str) else where
+        return self.debugger.watch(address, size, kinds, handler)
+
+    def translate(self, address: int, vcpu: int = 0) -> int | None:
+        """Return the physical address behind linear `address` for vCPU `vcpu`, None where nothing is mapped."""
+        return self._vcpu(vcpu).memory.translate(address)
+
+    def trace_instructions(self, limit: int, vcpu: int = 0) -> list[int]:
+        """Run up to `limit` instructions of one vCPU of a machine that stands still, started if need be.
+
+        Return the linear address of each, and at last that of the next one. Fewer where it halts or the machine ends.
+        """
+        self._not_in_handler("trace_instructions")
+        self.start()
+        return self.debugger.trace(self._vcpu(vcpu), limit)
 
     # What it consists of.
 

@@ -66,12 +66,14 @@ class RunControl:
             False  # what a vCPU does that is plugged now: resume() was called, and neither pause() nor an end
         )
         self.holders: list[str] = []
+        self.frozen: frozenset[int] = frozenset()  # indexes of vCPUs that stand still though the world goes on
         # What stands still beside the vCPUs: what serves devices, also while the machine is paused; what the host
         # feeds.
         self.devices: list[Devices] = []
         self.feeds: list[Still] = []
         self._devices_paused = False  # pause() holds `devices`
         self.on_resume: list[Callable[[], object]] = []  # called with the lock held
+        self.on_end: list[Callable[[Outcome], object]] = []  # the same, with the first outcome of a run
         self._pid = os.getpid()
 
     def add(self, vcpus: Sequence[Vcpu]) -> None:
@@ -190,6 +192,8 @@ class RunControl:
             self.run.outcome = outcome
             self.running = False
             self._command_all_locked(Command.PAUSE)
+            for function in self.on_end:
+                function(outcome)
             self.cond.notify_all()
         else:
             current = current_cpu()
@@ -273,39 +277,61 @@ class RunControl:
     def enter_hold(self, who: str, timeout: float | None) -> None:
         """Have the world stand still for `who`. Raise TimeoutError, and take it back, after `timeout` seconds."""
         check_timeout(timeout)
-        end = None if timeout is None else monotonic() + timeout
         self._let_them_run(timeout)
+        self.begin_hold(who)
+        try:
+            self.complete_hold(timeout)
+        except BaseException:
+            self.drop_hold(who)
+            raise
+
+    def begin_hold(self, who: str) -> None:
+        """Have the vCPUs stop, without waiting for it: the first half of enter_hold(). Any thread, a vCPU's, too."""
         with self.lock:
             if self.closed:
                 raise StateError("the machine is closed; make another one")
             self.holders.append(who)
             if len(self.holders) == 1:
                 self._post_all_locked(Command.PAUSE)
+
+    def complete_hold(self, timeout: float | None, is_off: Callable[[], object] = bool) -> bool:
+        """Wait until the world stands still: the second half. False, with nothing held, once `is_off()` is true.
+
+        Whoever makes that true says so with cond.notify_all().
+        """
+        end = None if timeout is None else monotonic() + timeout
         held: list[Still] = []
         try:
-            if not self.cond.wait_for(self._is_still, timeout):
+            if not self.cond.wait_for(lambda: is_off() or self._is_still(), timeout):
                 raise TimeoutError(f"the machine does not stand still within {timeout} s: {self._who_moves()}")
+            if is_off():
+                return False
             stills = [*self.devices, *self.feeds]
             held = self._hold_stills(end, stills)
             if len(held) < len(stills):
                 raise TimeoutError(f"the machine does not stand still within {timeout} s: a device is at work")
         except BaseException:
             _release(held)
-            self._drop_holder(who)
             raise
+        return True
 
     def leave_hold(self, who: str) -> None:
         """Take back enter_hold(); the world goes on when the last has."""
-        _release([*self.devices, *self.feeds])
-        self._drop_holder(who)
+        self.release_stills()
+        self.drop_hold(who)
 
-    def _drop_holder(self, who: str) -> None:
+    def release_stills(self) -> None:
+        """Take back what complete_hold() did."""
+        _release([*self.devices, *self.feeds])
+
+    def drop_hold(self, who: str) -> None:
+        """Take back begin_hold(): the vCPUs go on, save those that are frozen, when the last holder is gone."""
         with self.lock:
             self.holders.remove(who)
             if self.holders:
                 return
             for vcpu in self.vcpus:
-                if vcpu.state not in NO_THREAD and not vcpu.stopped:
+                if vcpu.state not in NO_THREAD and not vcpu.stopped and vcpu.index not in self.frozen:
                     vcpu.post_locked(Command.RESUME)
 
     def _is_still(self) -> bool:

@@ -16,14 +16,40 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..exits import ExitEvent
     from ..kvm.system import Kvm
     from ..kvm.vm import VmFd
+    from ..symbols import Symbols
     from . import handle
     from .handle import Vcpu
+    from .recent import RecentExits
 
     T = TypeVar("T")
     ExitHandler = Callable[[Vcpu, ExitEvent], object]
     Run = Callable[[int, int], object]  # Kernel.request
     Find = Callable[[int], Callable[[Vcpu, bytes], object] | None]  # the short way to serve a port access, by its key
     Serve = Callable[[int, int], str | None]  # serve an exit the general way: reason, key
+
+    class Debugger(Protocol):
+        """What debugs the vCPUs of a machine: debug.debugger has the one there is. On the vCPU's thread."""
+
+        def cpu_exec(self, cpu: Any, loop: Callable[[], str]) -> str:
+            """Run the vCPU, as the run loop `loop` does, and step by step where that is needed."""
+
+        def debug_exit(self, cpu: Any) -> str | None:
+            """Serve a debug exit: return why to leave cpu_exec, None to go on."""
+
+        def handle_guest_debug(self, cpu: Any) -> bool:
+            """Stop the machine after a debug exit; False: nobody wants to know."""
+
+        def crashed(self, cpu: Any, event: ExitEvent, report: str) -> bool:
+            """Stop it at an exit that nobody can go on from; False: nobody wants to know."""
+
+        def created(self, cpu: Any) -> None:
+            """Debug a vCPU that begins a life, too."""
+
+        def control(self, cpu: Any) -> bytes:
+            """Return the struct kvm_guest_debug that the vCPU is to have."""
+
+        def step(self, vcpu: Vcpu) -> int:
+            """Run one instruction. Any thread."""
 
     class Probe(handle.Probe, Protocol):
         """What sees a run: statistics, a timeline, an explanation. Its methods run on the thread that takes the
@@ -49,6 +75,8 @@ class KvmContext:
     Fixed before the first vCPU starts: all but `_parked`, which `_lock` guards. `irqchip` is none, kernel or split once
     that is decided. `drain(cpu)` serves the writes that KVM has collected in the coalesced ring; `eoi(vector)` tells
     the IOAPIC, where that is ours, that a vector was served; `warn(line)` says what is no reason to stop.
+    `debugger`: who takes debug exits, None until somebody debugs; `make_debugger` makes it. `symbols()`: the guest's.
+    `recent`: the last exits of each vCPU, where they are kept.
     """
 
     def __init__(self, kvm: Kvm, vm: VmFd, addresses: AddressSpace, warn: Callable[[str], object]) -> None:
@@ -64,6 +92,11 @@ class KvmContext:
         self.probe: Probe | None = None
         self.drain: Callable[[Any], object] = bool
         self.eoi: Callable[[int], object] = bool
+        self.debugger: Debugger | None = None
+        self.debugger_lock = threading.Lock()
+        self.make_debugger: Callable[[], Debugger]
+        self.recent: RecentExits | None = None
+        self.symbols: Callable[[], Symbols | None] = lambda: None
         self._caps: dict[int, int] = {}
         self._lock = threading.Lock()
         self._parked: dict[int, SyncedFd] = {}

@@ -63,3 +63,5 @@ class Cpu:
             self.run[IMMEDIATE_EXIT] = self.vcpu._kicked
             self.run[CR8 : CR8 + 8] = bytes(8)
             self.run[VALID_REGS:SYNC_REGS] = bytes(SYNC_REGS - VALID_REGS)
+            if self.fd.shared is not None:  # who has begun to look at the page goes on doing so
+                self.run[VALID_REGS] = self.fd.shared.in_use

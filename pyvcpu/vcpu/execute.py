@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from ..bus import Region, Shortcut
     from ..exits import ExitEvent
-    from .context import Find, Serve
+    from .context import Find, Run, Serve
     from .core import Cpu
     from .handle import Vcpu
 
@@ -48,12 +48,15 @@ def make_loop(cpu: Cpu) -> Callable[[], str]:
     vCPU's thread. A handler's exception passes through. Nothing of an exit is read after a KVM_RUN that failed.
     """
     context, vcpu = cpu.context, cpu.vcpu
-    kvm_run, find = cpu.fd.kernel.request, shortcuts(cpu)
+    find = shortcuts(cpu)
+    kvm_run: Run = cpu.fd.kernel.request
 
     def serve_here(reason: int, key: int) -> str | None:
         return serve(cpu, reason, key)
 
     serve_exit: Serve = serve_here
+    if context.recent is not None:
+        kvm_run = context.recent.noting(cpu.index, cpu.run, kvm_run)
     if context.probe is not None:
         kvm_run, find, serve_exit = context.probe.loop(vcpu, kvm_run, find, serve_exit)
 
@@ -185,8 +188,9 @@ def _hlt(cpu: Cpu) -> str | None:
     return EXCP_HLT
 
 
-def _debug(cpu: Cpu) -> str:
-    return EXCP_DEBUG
+def _debug(cpu: Cpu) -> str | None:
+    debugger = cpu.context.debugger
+    return EXCP_DEBUG if debugger is None else debugger.debug_exit(cpu)
 
 
 def _window(cpu: Cpu) -> None:
@@ -222,8 +226,10 @@ def _fatal(cpu: Cpu) -> str:
     """End the machine with all that is known of an exit that nobody can go on from."""
     from .report import crash_report
 
-    event = _decode(cpu)
-    cpu.control.finish("crashed", vcpu=cpu.vcpu, exit=event, report=crash_report(cpu, event))
+    event, debugger = _decode(cpu), cpu.context.debugger
+    report = crash_report(cpu, event)
+    if debugger is None or not debugger.crashed(cpu, event, report):
+        cpu.control.finish("crashed", vcpu=cpu.vcpu, exit=event, report=report)
     return EXCP_INTERRUPT
 
 

@@ -16,7 +16,7 @@ from .states import NO_THREAD, TRANSITIONS, Command, State
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     import mmap
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Protocol, TypeVar
 
     from ..exits import ExitEvent
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .cond import Cond
     from .registers import RegisterFile
     from .shared import SharedRegisters, SyncedFd
+    from .virtual import VirtualMemory
 
     T = TypeVar("T")
 
@@ -31,11 +32,14 @@ if TYPE_CHECKING:  # mypy reads this as True
         """The run of the machine, as its vCPUs need it; machine.runcontrol has the one there is.
 
         `lock` guards all of Vcpu that is not said to belong to one thread. `held`: the world stands still, and no vCPU
-        may run. `running`: what a vCPU does that comes new into the machine. `closed`: none is started any more.
+        may run. `frozen`: the indexes of those that a debugger does not let run.
+        `running`: what a vCPU does that comes new into the machine. `closed`: none is started any more.
         """
 
         lock: threading.Lock
         cond: Cond
+        vcpus: Sequence[Vcpu]
+        frozen: frozenset[int]
 
         @property
         def held(self) -> bool: ...
@@ -66,6 +70,8 @@ if TYPE_CHECKING:  # mypy reads this as True
         """The vCPU's thread, in all its lives; thread.VcpuThread is one."""
 
         def plug(self) -> None: ...
+        def view_memory(self) -> VirtualMemory: ...
+        def step_guest(self) -> int: ...
 
     class Probe(Protocol):
         """What sees changes of state and kicks; the machine's lock is held meanwhile."""
@@ -227,6 +233,22 @@ class Vcpu:
         assert self._page is not None
         return self._page
 
+    @property
+    def memory(self) -> VirtualMemory:
+        """Guest memory by linear address, through the guest's page tables. Any thread; see VirtualMemory."""
+        assert self.life is not None
+        return self.life.view_memory()
+
+    def step(self) -> int:
+        """Run one instruction and return the linear address of the next; the exits that it makes are served.
+
+        For a vCPU that stands still, from any thread, or in a handler of one of its breakpoints. No breakpoint stops
+        it, no handler of one is called. Raise StateError where it does not stand still, DebugError where this host's
+        KVM cannot step the code that it runs.
+        """
+        assert self.life is not None
+        return self.life.step_guest()
+
     def run_on_cpu(self, function: Callable[[Vcpu], T], timeout: float | None = None) -> T:
         """Run `function(vcpu)` on the vCPU's thread, outside KVM_RUN, and return or raise what it does.
 
@@ -305,7 +327,7 @@ class Vcpu:
             raise StateError(f"vCPU {self.index} is unplugged: plug it first")
         if command is not Command.UNPLUG:
             self.stopped = command is Command.PAUSE
-            if self.control.held:
+            if self.control.held or (command is Command.RESUME and self.index in self.control.frozen):
                 return 0  # it stands still already; the end of the hold looks at `stopped`
         return self.post_locked(command)
 

@@ -109,13 +109,20 @@ get_events, _set_events = rare("events", "KVM_GET_VCPU_EVENTS", "KVM_SET_VCPU_EV
 
 
 def get_guest_debug(cpu: Cpu) -> bytes:
-    """Return the struct kvm_guest_debug that was set last, zeros at first."""
+    """Return the struct kvm_guest_debug that was set last, zeros at first.
+
+    What a debugger of this machine's has set is the host's, not the guest's: it is in no saved state.
+    """
+    if cpu.context.debugger is not None:
+        return bytes(GUEST_DEBUG_SIZE)
     return cpu.fd.debug_control or bytes(GUEST_DEBUG_SIZE)
 
 
 def set_guest_debug(cpu: Cpu, data: bytes) -> None:
-    """Set single step and breakpoints of the host's (KVM_SET_GUEST_DEBUG)."""
-    if data == get_guest_debug(cpu):
+    """Set single step and breakpoints of the host's (KVM_SET_GUEST_DEBUG); a debugger keeps its own."""
+    if cpu.context.debugger is not None:
+        data = cpu.context.debugger.control(cpu)
+    if data == (cpu.fd.debug_control or bytes(GUEST_DEBUG_SIZE)):
         return
     from ..kvm.abi.debug import KVM_SET_GUEST_DEBUG, kvm_guest_debug
 

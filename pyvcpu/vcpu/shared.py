@@ -81,6 +81,14 @@ class SharedRegisters:
         """Whether registers were changed in the page that KVM does not have yet (QEMU: vcpu_dirty)."""
         return self._run[DIRTY_REGS] != 0
 
+    @property
+    def in_use(self) -> int:
+        """The sets (KVM_SYNC_X86_*) that KVM is to leave in the page at each exit."""
+        used = 0
+        for which in self._views:
+            used |= which
+        return used
+
     def view(self, which: int) -> Any:
         """Return the set `which` (KVM_SYNC_X86_*) in the page; keep no reference to it."""
         view = self._views.get(which)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .context import KvmContext
     from .handle import Control, Vcpu
     from .template import CpuTemplate
+    from .virtual import VirtualMemory
 
 # A vCPU thread takes no signal but the kick, and those that a fault of its own raises: they are the main thread's.
 BLOCKED = signal.valid_signals() - {
@@ -139,6 +140,23 @@ class VcpuThread(Cpu):
             except BufferError:  # goes with the process
                 pass
 
+    def view_memory(self) -> VirtualMemory:
+        """Return memory as the vCPU addresses it."""
+        from ..x86.walk import Paging
+        from .virtual import VirtualMemory
+
+        def paging() -> Paging:
+            sregs = self.vcpu.sregs.copy()
+            return Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)
+
+        return VirtualMemory(self.context.memory, paging)
+
+    def step_guest(self) -> int:
+        """Run one instruction."""
+        if self.context.debugger is None:
+            self.context.debugger = self.context.make_debugger()
+        return self.context.debugger.step(self.vcpu)
+
     # What the vCPU's own thread does.
 
     def _thread_fn(self) -> None:
@@ -172,7 +190,9 @@ class VcpuThread(Cpu):
 
     def _run_guest(self) -> None:
         try:
-            if self._loop() == EXCP_DEBUG:
+            debugger = self.context.debugger
+            why = self._loop() if debugger is None else debugger.cpu_exec(self, self._loop)
+            if why == EXCP_DEBUG:
                 self.step("handle_guest_debug", self.handle_guest_debug)
         except BaseException as error:  # of a handler: it stops the machine, and this vCPU with it
             self.control.fail(error)
@@ -207,6 +227,8 @@ class VcpuThread(Cpu):
             self.clear_page()
             arch_init_vcpu(self)
             self._loop = make_loop(self)
+            if self.context.debugger is not None:
+                self.context.debugger.created(self)
         except BaseException:
             self._unmap_and_park()
             raise
@@ -260,6 +282,10 @@ class VcpuThread(Cpu):
     def handle_guest_debug(self) -> None:
         """Stop the machine at a debug exit that no handler took (QEMU: cpu_handle_guest_debug)."""
         from ..exits import decode
+
+        debugger = self.context.debugger
+        if debugger is not None and debugger.handle_guest_debug(self):
+            return
 
         self.control.finish("debug", 0, vcpu=self.vcpu, exit=decode(self.run))
 

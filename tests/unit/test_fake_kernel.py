@@ -164,7 +164,7 @@ def test_exits_that_nobody_can_go_on_from(reason: int, union: bytes, event: Exit
     assert first.startswith("vCPU 0: ")
     assert words in first
     assert any("EIP=00001000" in line for line in registers)
-    assert registers[-1] == "code f4" + " 00" * 15
+    assert "code f4" + " 00" * 15 in registers
 
 
 def test_a_crash_without_registers_is_told_all_the_same() -> None:

@@ -34,6 +34,7 @@ LAYERS = {
     "pyvcpu.observe": 4,
     "pyvcpu.snapshot": 4,
     "pyvcpu.gdb": 4,
+    "pyvcpu.debug": 4,
     "pyvcpu.cli": 5,
     "pyvcpu.__main__": 5,
 }

@@ -1,0 +1,1 @@
+"""Debugging a machine: breakpoints, watchpoints and single steps, for Python functions and for debuggers."""

@@ -1,0 +1,142 @@
+"""One instruction at a time, on the vCPU's thread: KVM_RUN with single step, and what may come in its way."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from ..errors import PyvcpuError
+from ..kvm.abi import basic as abi
+from ..kvm.abi.layout import EXIT_REASON, EXIT_UNION, IMMEDIATE_EXIT, REASON_KEY_BYTE_RING
+from ..vcpu.execute import EXCP_HLT, refused, serve
+from ..vcpu.states import Command, State
+from ..x86.segments import EFER_LMA
+from .points import CONTROL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy reads this as True
+    from ..vcpu.core import Cpu
+
+# exit_reason, and of struct kvm_debug_exit_arch: exception, pc, dr6.
+REASON_AND_DEBUG = Struct(f"<I{EXIT_UNION - EXIT_REASON - 4}xI4xQQ")
+DEBUG, KVM_RUN = abi.KVM_EXIT_DEBUG, abi.KVM_RUN.number
+DR6_STEPPED = 1 << 14  # DR6.BS
+HLT = b"\xf4"
+CR0_PE, USER = 1 << 0, 3
+MOST_PARTS = 1 << 16  # exits of one instruction: `rep outs` of as many elements
+
+
+class Stepped:
+    """What a step led to: `pc`, the linear address of the next instruction, `dr6`, and `done`: whether it was made.
+
+    It is not where a breakpoint comes first. `why`: to leave cpu_exec for, as it returns it; None to go on.
+    """
+
+    __slots__ = ("done", "dr6", "pc", "why")
+
+    def __init__(self, pc: int, *, done: bool = True, dr6: int = DR6_STEPPED, why: str | None = None) -> None:
+        self.pc = pc
+        self.done = done
+        self.dr6 = dr6
+        self.why = why
+
+
+def pc_of(cpu: Cpu) -> int:
+    """Return the linear address of the vCPU's next instruction. For its thread, outside KVM_RUN."""
+    shared = cpu.vcpu._shared
+    assert shared is not None
+    sregs, rip = shared.view(abi.KVM_SYNC_X86_SREGS), shared.view(abi.KVM_SYNC_X86_REGS).rip
+    if sregs.efer & EFER_LMA and sregs.cs.l:
+        return int(rip)
+    return int(sregs.cs.base + rip) & 0xFFFF_FFFF
+
+
+def is_user(cpu: Cpu) -> bool:
+    """Tell whether the vCPU runs code at CPL 3, which SS.DPL says. For its thread."""
+    shared = cpu.vcpu._shared
+    assert shared is not None
+    sregs = shared.view(abi.KVM_SYNC_X86_SREGS)
+    return bool(sregs.cr0 & CR0_PE and sregs.ss.dpl == USER)
+
+
+def set_control(cpu: Cpu, control: bytes) -> None:
+    """Tell KVM what to stop this vCPU for. Single step begins at rip as it is now, so it is told each time."""
+    from ..kvm.abi.debug import KVM_GUESTDBG_SINGLESTEP, KVM_SET_GUEST_DEBUG, kvm_guest_debug
+
+    single = CONTROL.unpack(control)[0] & KVM_GUESTDBG_SINGLESTEP
+    if single or control != (cpu.fd.debug_control or bytes(CONTROL.size)):
+        cpu.fd.ioctl(KVM_SET_GUEST_DEBUG, kvm_guest_debug.from_buffer_copy(control))
+
+
+def step(cpu: Cpu, before: int) -> Stepped:
+    """Run one instruction, at linear address `before`; single step is on. Serves the exits that it makes.
+
+    What a handler raises passes through. `why` is EXCP_INTERRUPT after a kick: the step is still to be made then.
+    """
+    run, fd, request = cpu.run, cpu.fd.fd, cpu.fd.kernel.request
+    cpu.has_run = True
+    for _ in range(MOST_PARTS):
+        try:
+            request(fd, KVM_RUN)
+        except OSError as error:
+            why = refused(cpu, error.errno)
+            if why is not None:
+                return _interrupted(cpu, before, why)
+            continue
+        reason, key, _, first, last = REASON_KEY_BYTE_RING.unpack_from(run, EXIT_REASON)
+        if first != last:
+            cpu.context.drain(cpu)
+        if reason == DEBUG:
+            return _debug(cpu, before)
+        why = serve(cpu, reason, key)
+        if why is not None:
+            return Stepped(pc_of(cpu), done=why == EXCP_HLT, why=why)
+        finished = _complete(cpu, before)
+        if finished is not None:
+            return finished
+    return Stepped(pc_of(cpu), done=False)
+
+
+def _interrupted(cpu: Cpu, before: int, why: str) -> Stepped:
+    pc = pc_of(cpu)
+    return Stepped(pc, done=pc != before, why=why)
+
+
+def _debug(cpu: Cpu, before: int) -> Stepped:
+    """Take a debug exit; a HLT that was stepped over is made good: a KVM that emulates it may tell the step alone."""
+    _, _, pc, dr6 = REASON_AND_DEBUG.unpack_from(cpu.run, EXIT_REASON)
+    done = bool(dr6 & DR6_STEPPED) or pc != before
+    if done and pc == before + 1 and not cpu.has_apic and _was_halt(cpu, before):
+        cpu.vcpu.take_step(Command.HALT)
+        return Stepped(pc, dr6=dr6, why=EXCP_HLT)
+    return Stepped(pc, done=done, dr6=dr6)
+
+
+def _was_halt(cpu: Cpu, address: int) -> bool:
+    try:
+        return cpu.vcpu.memory.read(address, 1) == HLT and cpu.vcpu.state in (State.RUNNING, State.PAUSED)
+    except PyvcpuError:
+        return False
+
+
+def _complete(cpu: Cpu, before: int) -> Stepped | None:
+    """Have KVM complete the access that was just served; return the step if that was all of the instruction.
+
+    KVM need not tell the step of an instruction that made an exit, as with `out` where it is emulated. So it is given
+    no chance to run on: with immediate_exit it completes the access, and says either DEBUG or EINTR.
+    """
+    run = cpu.run
+    run[IMMEDIATE_EXIT] = 1
+    try:
+        cpu.fd.kernel.request(cpu.fd.fd, KVM_RUN)
+    except OSError:
+        pc = pc_of(cpu)
+        return Stepped(pc) if pc != before else None
+    else:
+        reason, key, _, _, _ = REASON_KEY_BYTE_RING.unpack_from(run, EXIT_REASON)
+        if reason == DEBUG:
+            return _debug(cpu, before)
+        why = serve(cpu, reason, key)  # the next part of a large access
+        return None if why is None else Stepped(pc_of(cpu), done=why == EXCP_HLT, why=why)
+    finally:
+        with cpu.control.lock:
+            run[IMMEDIATE_EXIT] = cpu.vcpu._kicked
