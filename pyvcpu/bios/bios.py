@@ -128,10 +128,11 @@ class Bios:
         if plan.format == "bootsector":
             start.registers["rdx"] = self.drives.boot
         self._start, self._format = start, plan.format
+        plan = plan.with_segments(self._segments())
         if irqchip != "kernel":
-            return Plan(plan.format, [*self._segments(), *plan.segments], plan.starts, plan.irqchip)
+            return plan
         begin = StartState("real", at.ROM + at.START, code_base=at.ROM, stack=at.LOAD)
-        return Plan(plan.format, [*self._segments(), *plan.segments], [begin, *plan.starts[1:]], plan.irqchip)
+        return Plan(plan.format, plan.segments, [begin, *plan.starts[1:]], plan.irqchip)
 
     def _segments(self) -> list[tuple[int, bytes]]:
         data = rom.data_area(floppies=self.drives.floppies, disks=self.drives.disks, ticks=self._ticks())

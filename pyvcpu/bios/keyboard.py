@@ -23,14 +23,18 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from .call import Call, Memory
 
-    class Sink(Protocol):
-        """Where else input may go: a serial port."""
+    class Input(Protocol):
+        """What input can be given to, as to a serial port; registers can be looked at."""
 
-        @property
-        def listens(self) -> bool: ...
         def receive(self, data: bytes) -> int: ...
         def wait_room(self, timeout: float | None = None) -> bool: ...
         def read(self, offset: int, size: int) -> bytes: ...
+
+    class Sink(Input, Protocol):
+        """Where else input may go: a serial port, which knows whether the guest listens there."""
+
+        @property
+        def listens(self) -> bool: ...
 
 
 LOOK = 0.25  # seconds after which a wait for room looks whether the guest listens elsewhere

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from typing import Any
 
     from ..bios import Bios
+    from ..bios.drives import Backend
     from ..bios.keyboard import Keyboard
     from ..bus import Region
     from ..devices.ioapic import Ioapic, Route
@@ -64,6 +65,7 @@ class Board:
         self._output = output
         self._on_listen = on_listen or bool
         self._bios: Bios | None = None
+        self.drives: list[tuple[Backend, bool]] = []  # for a BIOS, should there be one; whether it boots from it
         self._ports, self._mmio = context.ports, context.mmio
         self._virtio: list[tuple[int, int, int]] = []  # address, length, GSI
         self.loop = EventLoop(control.fail)
@@ -192,6 +194,8 @@ class Board:
             end=lambda reason, report: self._control.finish(reason, report=report),
             sleeps=lambda: self.irqchip.kind == "kernel",
         )
+        for backend, first in self.drives:
+            bios.drives.add(backend, first=first)
         serve = bios.serve
         self._ports.claim(
             PORT,

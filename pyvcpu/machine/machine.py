@@ -219,7 +219,9 @@ class Machine:
             return plan
         if plan.format not in BIOS_FORMATS and not self.board.has_bios:
             return plan
-        return self.board.bios.take_over(plan, self._wanted_irqchip or plan.irqchip)
+        irqchip = self._wanted_irqchip or plan.irqchip
+        plan = self.board.bios.take_over(plan, irqchip)
+        return plan if irqchip == "none" else plan.with_segments([self._acpi()])
 
     def _write_segments(self) -> None:
         for address, data in self._plan.segments if self._plan is not None else ():
