@@ -40,9 +40,8 @@ PARTITIONS, PARTITION_SIZE, SIGNATURE = 446, 16, slice(510, 512)
 class MemoryDisk:
     """A disk whose bytes are in memory, whole sectors; what the guest writes is gone with the machine."""
 
-    readonly = False
-
     def __init__(self, content: bytes) -> None:
+        self.readonly = False
         self._bytes = bytearray(content.ljust(-(-len(content) // SECTOR) * SECTOR, b"\0"))
         self.size = len(self._bytes)
 

@@ -63,3 +63,6 @@ class Cpu:
             self.run[IMMEDIATE_EXIT] = self.vcpu._kicked
             self.run[CR8 : CR8 + 8] = bytes(8)
             self.run[VALID_REGS:SYNC_REGS] = bytes(SYNC_REGS - VALID_REGS)
+            shared = self.vcpu._shared
+            if shared is not None:  # whoever has looked at registers goes on to find them there
+                self.run[VALID_REGS] = shared.in_use

@@ -81,6 +81,11 @@ class SharedRegisters:
         """Whether registers were changed in the page that KVM does not have yet (QEMU: vcpu_dirty)."""
         return self._run[DIRTY_REGS] != 0
 
+    @property
+    def in_use(self) -> int:
+        """The sets that KVM is to leave in the page (KVM_SYNC_X86_*)."""
+        return sum(self._views)
+
     def view(self, which: int) -> Any:
         """Return the set `which` (KVM_SYNC_X86_*) in the page; keep no reference to it."""
         view = self._views.get(which)
