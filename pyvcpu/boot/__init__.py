@@ -26,6 +26,10 @@ def detect(image: bytes) -> str:
 
         if linux_header.matches_without_header(image):
             return "linux16"
+        from . import bootsector
+
+        if bootsector.is_partitioned(image):
+            return "bootsector"
     if image.find(b"\x02\xb0\xad\x1b", 0, 8192) >= 0:  # the number alone may be chance: look closer
         from . import multiboot
 

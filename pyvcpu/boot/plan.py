@@ -106,6 +106,10 @@ class Plan:
         self.starts = starts
         self.irqchip = irqchip
 
+    def with_segments(self, segments: Sequence[Segment]) -> Plan:
+        """Return the plan with `segments` before its own, which are written later."""
+        return Plan(self.format, [*segments, *self.segments], self.starts, self.irqchip)
+
 
 class Free:
     """Finds room in RAM for what a guest is given beside its image, from `top` down, around what is used.

@@ -108,11 +108,14 @@ class Job:
         self._initrd: Sequence[tuple[str, bytes]] = ()
         self._disks: Disks | None = None
         self._watch: Watch | None = None
-        if options.initrd is not None or options.disk:
-            from .files import Disks, read_initrd
+        is_sector = len(self._image) > 512 and self._image[510:512] == b"\x55\xaa"
+        if options.initrd is not None or options.disk or is_sector:
+            from .files import Disks, boots_as_disk, read_initrd
 
             self._initrd = read_initrd(options.initrd, limit)
-            self._disks = Disks(options.disk)
+            is_disk = is_sector and boots_as_disk(options.image, self._image, options.format)
+            if options.disk or is_disk:
+                self._disks = Disks(options.disk, options.image if is_disk else None)
         self._signals = Signals()
 
     def boot(self) -> Outcome:
@@ -149,7 +152,7 @@ class Job:
             cpu=options.cpu,
             irqchip=options.irqchip,
             output=output.write,
-            on_listen=lambda: console.start(machine.com1),
+            on_listen=lambda: console.start(machine.board.input),
             warn=say,
             accel=options.accel if watch is None else None,
             kvm=named_kvm(options.kvm) if watch is None else watch.open_kvm(options.accel, named_kvm(options.kvm)),
@@ -197,8 +200,11 @@ class Job:
                 debugging.close(outcome)
 
     def _add_devices(self, machine: Machine) -> None:
-        for disk in self._disks.devices if self._disks is not None else ():
-            machine.board.add_virtio(disk)
+        if self._disks is not None:
+            for device in self._disks.devices:
+                machine.board.add_virtio(device)
+            for index, file in enumerate(self._disks.files):
+                machine.board.drives.append((file, index == 0 and self._disks.booted))
         if self._options.rng:
             from ..devices.virtio_rng import VirtioRng
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from types import FrameType
     from typing import Any
 
-    from ..devices.serial import Serial
+    from ..bios.keyboard import Input as Serial  # COM1, or a keyboard that has such a side
     from .keys import Keys
 
 STDIN = 0

@@ -6,7 +6,7 @@ import os
 import stat
 
 from ..boot.multiboot import split_modules
-from ..devices.disk_file import DiskFile
+from ..devices.disk_file import SECTOR, DiskFile
 from ..devices.virtio_blk import VirtioBlk
 from ..errors import ConfigError
 from ..machine import read_image
@@ -39,13 +39,19 @@ def _read(path: str, limit: int) -> bytes:
 
 
 class Disks:
-    """The disks of `--disk FILE[,ro]`, open from creation to close()."""
+    """The disks of `--disk FILE[,ro]`, open from creation to close(), and the image before them if that is a disk.
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    `booted`: it is.
+    """
+
+    def __init__(self, texts: Sequence[str], image: str | None = None) -> None:
         self.devices: list[VirtioBlk] = []
         self._fds: list[int] = []
-        self._disks: list[DiskFile] = []
+        self.files: list[DiskFile] = []
+        self.booted = image is not None
         try:
+            if image is not None:
+                self._open_file(image, image, readonly=not os.access(image, os.W_OK))
             for text in texts:
                 self._open(text)
         except BaseException:
@@ -56,23 +62,47 @@ class Disks:
         path, comma, option = text.rpartition(",") if not os.path.exists(text) and "," in text else (text, "", "")
         if not path or (comma and option not in ("ro", "rw")):
             raise ConfigError(f"--disk takes FILE or FILE,ro, not {text!r}")
-        readonly = option == "ro"
+        self._open_file(path, f"--disk {path}", readonly=option == "ro")
+
+    def _open_file(self, path: str, what: str, *, readonly: bool) -> None:
         try:
-            kind = os.stat(path).st_mode
-            if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-                raise ConfigError(f"--disk {path}: a disk is a file or a block device, and this is neither")
+            if not is_disk(path):
+                raise ConfigError(f"{what}: a disk is a file or a block device, and this is neither")
             fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as error:
             hint = "; add ,ro to only read it" if isinstance(error, PermissionError) and not readonly else ""
-            raise ConfigError(f"--disk {path}: {error.strerror}{hint}") from None
+            raise ConfigError(f"{what}: {error.strerror}{hint}") from None
         self._fds.append(fd)
         disk = DiskFile(fd, path, readonly=readonly, warn=say)
-        self._disks.append(disk)
+        self.files.append(disk)
         self.devices.append(VirtioBlk(disk, f"disk{len(self.devices)}", warn=say))
 
     def close(self) -> None:
         """Close the files; closing again does nothing."""
-        while self._disks:
-            self._disks.pop().close()
+        while self.files:
+            self.files.pop().close()
         while self._fds:
             os.close(self._fds.pop())
+
+
+def is_disk(path: str) -> bool:
+    """Tell whether a path leads to a file or a block device. Raise OSError."""
+    kind = os.stat(path).st_mode
+    return stat.S_ISREG(kind) or stat.S_ISBLK(kind)
+
+
+def boots_as_disk(path: str, image: bytes, format: str | None) -> bool:
+    """Tell whether an image is a disk that its first sector boots from: it has more than that, and whole sectors.
+
+    Of others, all that INT 13h can read is in memory.
+    """
+    from ..boot import detect
+
+    try:
+        if format not in (None, "bootsector") or not is_disk(path):
+            return False
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+    except OSError:
+        return False
+    return size > SECTOR and size % SECTOR == 0 and (format is not None or detect(image) == "bootsector")

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Iterable, Sequence
 
-BASE, SIZE = 0xE0000, 0x1FFF0  # where guests search for the RSDP (section 5.2.5.1), up to the reset vector
+BASE, SIZE = 0xE0000, 0x1C000  # where guests search for the RSDP (section 5.2.5.1), up to SMBIOS and BIOS
 OEM, OEM_TABLE, CREATOR = b"PYVCPU", b"PYVCPUPC", b"PYVC"
 HEADER = struct.Struct("<4sIBB6s8sI4sI")
 RSDP = struct.Struct("<8sB6sBIIQB3x")

@@ -231,6 +231,16 @@ class Rtc:
         return number
 
 
+def register_access(rtc: Rtc) -> tuple[Callable[[int], int], Callable[[int, int], object]]:
+    """Return how to read a register by its index, and how to write one, as a guest does by the two ports."""
+
+    def read(register: int) -> int:
+        rtc.write(0, bytes((register,)))
+        return rtc.read(1, 1)[0]
+
+    return read, lambda register, value: rtc.write(0, bytes((register, value)))
+
+
 def days_since_1970(year: int, month: int, day: int) -> int:
     """Return the days from 1970-01-01 to a date of the Gregorian calendar; a month or day too large carries over.
 

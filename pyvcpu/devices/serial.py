@@ -189,6 +189,11 @@ class Serial:
 
     # The host's side
 
+    @property
+    def listens(self) -> bool:
+        """Whether the guest has shown, since power-on or a reset, that it listens."""
+        return self._receiver.on
+
     def receive(self, data: bytes) -> int:
         """Put the first bytes of `data` into the receiver, as many as it has room for; return how many.
 

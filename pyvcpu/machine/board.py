@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
+    from ..bios import Bios
+    from ..bios.drives import Backend
+    from ..bios.keyboard import Keyboard
     from ..bus import Region
     from ..devices.ioapic import Ioapic, Route
     from ..devices.virtio import VirtioDevice
@@ -29,6 +32,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .eventloop import EventLoop
     from .runcontrol import RunControl
 
+KEYBOARD_IRQ = 1
 # Where virtio devices are: in the hole below 4 GiB, on the IOAPIC's pins that no ISA device has.
 VIRTIO_BASE, VIRTIO_STRIDE = 0xD000_0000, 0x1000
 VIRTIO_FIRST_GSI, VIRTIO_MOST = 16, 8
@@ -60,6 +64,10 @@ class Board:
 
         self._context = context
         self._control = control
+        self._output = output
+        self._on_listen = on_listen or bool
+        self._bios: Bios | None = None
+        self.drives: list[tuple[Backend, bool]] = []  # for a BIOS, should there be one; whether it boots from it
         self._ports, self._mmio = context.ports, context.mmio
         self._virtio: list[tuple[int, int, int]] = []  # address, length, GSI
         self._loop: EventLoop | None = None
@@ -169,6 +177,53 @@ class Board:
                 self._context.vm.ioeventfd(fd, address + QUEUE_NOTIFY, 4, datamatch=queue)
         return transport
 
+    @property
+    def bios(self) -> Bios:
+        """The BIOS of real-mode guests; there is one from the first use on."""
+        if self._bios is None:
+            self._bios = self._add_bios()
+        return self._bios
+
+    @property
+    def has_bios(self) -> bool:
+        """Whether somebody has asked for a BIOS."""
+        return self._bios is not None
+
+    @property
+    def input(self) -> Serial | Keyboard:
+        """Where the host's input goes: the keyboard of a BIOS, until the guest listens at COM1; else COM1."""
+        return self.com1 if self._bios is None else self._bios.keyboard
+
+    def _add_bios(self) -> Bios:
+        from ..bios import Bios
+        from ..bios.layout import PORT
+        from ..devices.rtc import register_access
+
+        bios = Bios(
+            self._context.memory,
+            output=self._output,
+            say=self._context.warn,
+            press=lambda level: self.irqchip.set_line(KEYBOARD_IRQ, level),
+            on_listen=self._on_listen,
+            serial=self.com1,
+            gate=self.gate,
+            cmos=lambda: register_access(self.devices["rtc"]) if "rtc" in self.devices else None,
+            end=lambda reason, report: self._control.finish(reason, report=report),
+            sleeps=lambda: self.irqchip.kind == "kernel",
+        )
+        for backend, first in self.drives:
+            bios.drives.add(backend, first=first)
+        serve = bios.serve
+        self._ports.claim(
+            PORT,
+            1,
+            write=lambda vcpu, offset, data: serve(vcpu),
+            direct=lambda vcpu, data: serve(vcpu),
+            name=bios.name,
+        )
+        self._add("bios", bios)
+        return bios
+
     def acpi(self, apic_ids: Sequence[int], pic: bool) -> tuple[int, bytes]:
         """Return the address and the bytes of the ACPI tables, the RSDP first."""
         from ..devices.acpi import BASE, build
@@ -192,6 +247,8 @@ class Board:
     def close_input(self) -> None:
         """Let nobody wait for room in what feeds the guest."""
         self.com1.close()
+        if self._bios is not None:
+            self._bios.keyboard.close()
 
     def close(self) -> None:
         """End the threads of the devices; no vCPU runs any more."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Self
 
+    from ..bios import Bios
     from ..boot import Plan
     from ..debug.debugger import Debugger
     from ..debug.points import Breakpoint
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     Image = bytes | bytearray | str | os.PathLike[str]
 
+BIOS_FORMATS, BIOS_LEAST = ("bootsector", "linux16"), 1 << 20  # whose guests call a BIOS; bytes of RAM for it
 COUNTED = ("flat", "elf")  # formats whose guests are told the number of vCPUs in (R)SI
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
@@ -183,7 +185,12 @@ class Machine(Serving):
             acpi=self._acpi,
         )
         content = bytes(image) if isinstance(image, (bytes, bytearray)) else read_image(image, self.memory.size)
-        self.load_plan(boot.plan(content, target, format))
+        plan = boot.plan(content, target, format)
+        if plan.format == "bootsector" and self.board.bios.drives.boots_nothing:
+            from ..bios.drives import MemoryDisk
+
+            self.board.bios.drives.add(MemoryDisk(content), first=True)
+        self.load_plan(plan)
         self._symbols.set_image(content, None if isinstance(image, (bytes, bytearray)) else image)
 
     def _acpi(self) -> tuple[int, bytes]:
@@ -194,12 +201,24 @@ class Machine(Serving):
         """Load what a loader planned, or what you made yourself. Before the first start only."""
         self._not_closed()
         self._not_started("load the image")
+        plan = self._with_bios(plan)
         for vcpu, start in zip(self.vcpus, plan.starts, strict=True):
             vcpu.start = start
             if start is not None and plan.format in COUNTED and self.topology.cpus < len(self.vcpus):
                 start.registers["rsi"] = self.topology.cpus  # as many as will come; maxcpus has room for more
         self._plan = plan
         self._write_segments()
+
+    def _with_bios(self, plan: Plan) -> Plan:
+        """Return `plan` with a BIOS in it where the format counts on one, or somebody has asked for one."""
+        first = plan.starts[0]
+        if first is None or first.mode != "real" or self.memory.end_of_low < BIOS_LEAST:
+            return plan
+        if plan.format not in BIOS_FORMATS and not self.board.has_bios:
+            return plan
+        irqchip = self._wanted_irqchip or plan.irqchip
+        plan = self.board.bios.take_over(plan, irqchip)
+        return plan if irqchip == "none" else plan.with_segments([self._acpi()])
 
     def _write_segments(self) -> None:
         for address, data in self._plan.segments if self._plan is not None else ():
@@ -331,6 +350,15 @@ class Machine(Serving):
         return self.debugger.trace(self._vcpu(vcpu), limit)
 
     # What it consists of.
+
+    @property
+    def bios(self) -> Bios:
+        """The BIOS that real-mode guests call: its drives, and `on_interrupt(number, handler)`.
+
+        Boot sectors and kernels that start in real mode have one; other real-mode images do if this was looked at
+        before load().
+        """
+        return self.board.bios
 
     @property
     def devices(self) -> Mapping[str, Any]:

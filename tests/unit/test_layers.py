@@ -30,6 +30,7 @@ LAYERS = {
     "pyvcpu.boot": 3,
     "pyvcpu.devices": 3,
     "pyvcpu.tcg": 3,
+    "pyvcpu.bios": 3,
     "pyvcpu.machine": 4,
     "pyvcpu.observe": 4,
     "pyvcpu.snapshot": 4,
@@ -44,6 +45,7 @@ PUBLIC_NAMES_LAYER = 4  # pyvcpu/__init__.py itself
 STRANGERS = {
     "pyvcpu.boot": ("pyvcpu.kvm", "pyvcpu.vcpu", "pyvcpu.devices"),
     "pyvcpu.devices": ("pyvcpu.kvm", "pyvcpu.vcpu", "pyvcpu.memory"),
+    "pyvcpu.bios": ("pyvcpu.kvm", "pyvcpu.vcpu"),
     "pyvcpu.gdb": ("pyvcpu.kvm",),
 }
 SLOW = {"contextlib", "dataclasses", "inspect", "logging", "pathlib", "re", "subprocess", "typing"}
