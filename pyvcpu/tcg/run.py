@@ -369,7 +369,7 @@ def _fail(vcpu: Vcpu) -> bool:
 
 def instruction_bytes(vcpu: Vcpu) -> bytes:
     """Return up to 15 bytes of memory from the next instruction on."""
-    from .mmu import SUPERVISOR_AC, translate
+    from .paging import SUPERVISOR_AC, translate
 
     cpu = vcpu.cpu
     code, cr2 = b"", cpu.cr2

@@ -11,7 +11,7 @@ import os
 from struct import pack, unpack
 
 from ..kvm.abi import basic, clock, debug, device, events, features, irq, msr, state, stats
-from . import interp_msrs, mmu, msrs, xsaves
+from . import interp_msrs, msrs, paging, xsaves
 from . import state as states
 from .contract import EVENT_EXCEPTION, Event
 from .cpuid import MOST, Entry, Table
@@ -281,7 +281,7 @@ class Vcpu(Platform):
         (linear,) = unpack("<Q", fetch(address, 8))
         cpu, cr2 = self.cpu, self.cpu.cr2
         try:
-            physical, valid = mmu.translate(cpu, linear, False, mmu.SUPERVISOR_AC), 1
+            physical, valid = paging.translate(cpu, linear, False, paging.SUPERVISOR_AC), 1
         except Fault:
             physical, valid = M64, 0
         cpu.cr2 = cr2
