@@ -30,7 +30,8 @@ class Block:
     """Instructions that run one after the other, from one page (one that crosses a page's end stands alone)."""
 
     __slots__ = (
-        "assume", "careful", "count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "view",
+        "assume", "careful", "count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "tries",
+        "view",
     )  # fmt: skip
 
     def __init__(self, rip: int, place: Key, key: Key, insns: list[Insn], source: bytes) -> None:
@@ -41,6 +42,7 @@ class Block:
         # Where its bytes lie, with those that its translation includes: (gfn, first, end).
         self.extents: list[tuple[int, int, int]] = []
         self.view: memoryview | None = None
+        self.tries = 0  # how often its translation was given up for a more careful one
         self.assume = True  # the translation may assume what holds at its entry most of the time
         # Instructions whose accesses are mostly not plain memory: by the address, 1: pages with code, 2: worse.
         self.careful: dict[int, int] = {}

@@ -85,7 +85,7 @@ class Cpu:
         self.extra = 0  # instructions that a REP stands for
         self.port_answer: bytes | None = None  # of an INS that could not be finished at once
         self.single = False
-        self.redo = False
+        self.resume: list[Insn] | None = None  # what translated code leaves to the cold tier: the rest of a block
         self.instructions = 0  # that were run by execute(), about
         self.hot_after = HOT  # tests set it to 1, or to a number that is never reached
         self.phys_bits, self.gigabyte_pages, self.vendor_intel, self.cr4_allowed = 36, True, True, -1
@@ -261,21 +261,21 @@ class Cpu:
                     hot = block.hot
                     if hot is not None:
                         left -= hot(self, left if left < SLICE else SLICE)
-                        if not self.redo:
+                        insns = self.resume
+                        if insns is None:
                             if self.after:
                                 self.finish()
                             continue
-                        self.redo = False
-                        self.one()
-                        left -= 1
-                        continue
-                    block.count += 1
-                    if block.count == self.hot_after:
-                        self.translate(block)
-                        continue
-                    left -= len(block.insns)
+                        self.resume = None
+                    else:
+                        block.count += 1
+                        if block.count == self.hot_after:
+                            self.translate(block)
+                            continue
+                        insns = block.insns
+                    left -= len(insns)
                     self.mmio_at = 0
-                    for insn in block.insns:
+                    for insn in insns:
                         self.rip = insn.next
                         insn.fn(self, insn)
                         if self.after:

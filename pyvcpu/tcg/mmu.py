@@ -9,6 +9,7 @@ from __future__ import annotations
 from .exceptions import GP, SS, Fault, Slow
 from .mmio import AFTER_CODE, AFTER_WATCH, mmio_read, mmio_write
 from .paging import M32, M64, PACK, UNPACK, translate
+from .paging import SUPERVISOR_AC as SUPERVISOR_AC
 
 TYPE_CHECKING = False
 
@@ -282,9 +283,22 @@ def probe_store(cpu: Cpu, seg: int, offset: int, size: int) -> None:
 
 def load_bytes(cpu: Cpu, seg: int, offset: int, count: int) -> bytes:
     """Read any number of bytes through a segment; one access as far as faults go."""
-    return read_bytes(cpu, linear(cpu, seg, offset, count, False), count, cpu.accessor)
+    address = linear(cpu, seg, offset, count, False)
+    at = address & 0xFFF
+    if at + count <= 4096:
+        page = cpu.read_tlb.get(address >> 12)
+        if page is not None:
+            return bytes(page[at : at + count])
+    return read_bytes(cpu, address, count, cpu.accessor)
 
 
 def store_bytes(cpu: Cpu, seg: int, offset: int, data: bytes) -> None:
     """Write any number of bytes through a segment; both pages are probed before the first byte is written."""
-    write_bytes(cpu, linear(cpu, seg, offset, len(data), True), data, cpu.accessor)
+    address = linear(cpu, seg, offset, len(data), True)
+    at = address & 0xFFF
+    if at + len(data) <= 4096:
+        page = cpu.write_tlb.get(address >> 12)
+        if page is not None:
+            page[at : at + len(data)] = data
+            return
+    write_bytes(cpu, address, data, cpu.accessor)

@@ -272,7 +272,7 @@ def choose_c7(i: Insn, byte: int, bits: int) -> Plain | None:
         return alu.cmpxchg8b, "mL"
     if reg == 7 and byte >= 0xC0 and i.rep == 0xF3:
         return msrs.rdpid, "mf"
-    return None
+    return media(i, bits) if reg == 4 and byte < 0xC0 else None
 
 
 def choose_01(i: Insn, byte: int, bits: int) -> Plain | None:
