@@ -74,6 +74,7 @@ class Cpu:
         self.code_key: Key = ()
         self.mode_key: Key | None = None  # what the mode was last worked out from
         self.last_physical = 0
+        self.large: set[int] = set()  # which 2 MB of linear memory have something of a large page in the TLB
         self.after = 0
         self.watched: set[int] = set()
         self.watchpoints: list[tuple[int, int, int, int]] = []

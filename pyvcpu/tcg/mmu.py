@@ -67,6 +67,8 @@ def fill(cpu: Cpu, address: int, write: bool, user: int) -> memoryview | None:
             return page
         cpu.tlb[3 + user][number] = page
         cpu.tlb[user][number] = page
+        if gfn in cpu.code.pages:  # another vCPU has decoded code there in between
+            cpu.tlb[3 + user].pop(number, None)
     elif number not in cpu.watched:
         cpu.tlb[user][number] = page
     return page
@@ -78,6 +80,7 @@ def flush(cpu: Cpu) -> None:
         tlb.clear()
     for mixed in cpu.mixed_tlb:
         mixed.clear()
+    cpu.large.clear()
     cpu.fetch_tlb[0].clear()
     cpu.fetch_tlb[1].clear()
     cpu.code_maps.clear()
@@ -85,8 +88,15 @@ def flush(cpu: Cpu) -> None:
 
 
 def flush_page(cpu: Cpu, address: int) -> None:
-    """Forget the translation of one address. Large pages are held as small ones, so this forgets all."""
-    flush(cpu)
+    """Forget the translation of one address; all, where it may be in a large page or code was fetched from it."""
+    number = address >> 12
+    if address >> 21 in cpu.large or -1 in cpu.large or number in cpu.fetch_tlb[0] or number in cpu.fetch_tlb[1]:
+        flush(cpu)
+        return
+    for tlb in cpu.tlb:
+        tlb.pop(number, None)
+    for mixed in cpu.mixed_tlb:
+        mixed.pop(number, None)
 
 
 # Linear accesses: within a page by the TLB, else piecewise.
