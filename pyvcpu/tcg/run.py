@@ -210,6 +210,9 @@ def _loop(vcpu: Vcpu) -> None:
 def _prepare(vcpu: Vcpu) -> None:
     """Tell the processor of interrupts that wait, and of user space that wants to know when it can take one."""
     irqs = vcpu.vm.irqs
+    if vcpu.clock_version != vcpu.vm.clock_version:
+        vcpu.clock_version = vcpu.vm.clock_version
+        vcpu.update_clock()
     if irqs.mode == "none":
         if vcpu.page[REQUEST_WINDOW]:
             vcpu.cpu.irq_pending = True
@@ -217,9 +220,6 @@ def _prepare(vcpu: Vcpu) -> None:
     with irqs.lock:
         if vcpu.has_interrupt() or (vcpu.page[REQUEST_WINDOW] and irqs.mode == "split"):
             vcpu.cpu.irq_pending = True
-    if vcpu.clock_version != vcpu.vm.clock_version:
-        vcpu.clock_version = vcpu.vm.clock_version
-        vcpu.update_clock()
 
 
 def runnable(vcpu: Vcpu) -> bool:

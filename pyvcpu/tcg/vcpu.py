@@ -329,6 +329,7 @@ class Vcpu(Platform):
         if not self.msrs[msrs.SYSTEM_TIME] & 1:
             raise OSError(errno.EINVAL, "no kvmclock")
         self.guest_stopped = True
+        self.clock_version = -1  # KVM_RUN tells the guest
         return 0
 
     def _setup_mce(self, address: int) -> int:
