@@ -7,6 +7,7 @@ one is compared with memory before it is used.
 
 from __future__ import annotations
 
+from . import opcodes
 from .contract import EXIT_FAIL
 from .decode import NO_OPCODE, Insn, decode
 from .exceptions import GP, Exit, Fault
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     Key = tuple[object, ...]
     Hot = Callable[[Cpu, int], int]
 
+assert opcodes.FEATURES  # loading that module has filled the tables of the decoder
 LONGEST = 48  # instructions in a block
 NEVER = -1 << 60  # the count of a block that is not to be translated
 MOST_BLOCKS = 20_000  # then all are dropped: about 60 MB
