@@ -66,6 +66,9 @@ class Platform:
         """Return the next vector of the list."""
         return self.vectors.pop(0) if self.vectors else None
 
+    def check_msr(self, index: int, write: bool) -> None:
+        """Allow all."""
+
     def read_msr(self, index: int) -> int | None:
         """Look in the table."""
         return self.msrs.get(index)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .hostmap import Mapping
     from .lapic import Lapic
     from .stats import StatsFile
-    from .vm import Vm
+    from .vmcore import VmCore
 
 RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED, SIPI_RECEIVED = range(5)
 APIC_START, APIC_ENABLED, X2APIC_ENABLED, BSP = 0xFEE0_0000, 1 << 11, 1 << 10, 1 << 8
@@ -40,7 +40,7 @@ class Base(Thing):
     page: memoryview
     mapping: Mapping
 
-    def __init__(self, vm: Vm, number: int) -> None:
+    def __init__(self, vm: VmCore, number: int) -> None:
         super().__init__()
         self.vm, self.id = vm, number
         self.mutex = threading.Lock()

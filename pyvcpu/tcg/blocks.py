@@ -7,6 +7,7 @@ one is compared with memory before it is used.
 
 from __future__ import annotations
 
+from . import opcodes
 from .contract import EXIT_FAIL
 from .decode import NO_OPCODE, Insn, decode
 from .exceptions import GP, Exit, Fault
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     Key = tuple[object, ...]
     Hot = Callable[[Cpu, int], int]
 
+assert opcodes.FEATURES  # loading that module has filled the tables of the decoder
 LONGEST = 48  # instructions in a block
 NEVER = -1 << 60  # the count of a block that is not to be translated
 MOST_BLOCKS = 20_000  # then all are dropped: about 60 MB
@@ -30,7 +32,8 @@ class Block:
     """Instructions that run one after the other, from one page (one that crosses a page's end stands alone)."""
 
     __slots__ = (
-        "assume", "careful", "count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "view",
+        "assume", "careful", "count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "tries",
+        "view",
     )  # fmt: skip
 
     def __init__(self, rip: int, place: Key, key: Key, insns: list[Insn], source: bytes) -> None:
@@ -41,6 +44,7 @@ class Block:
         # Where its bytes lie, with those that its translation includes: (gfn, first, end).
         self.extents: list[tuple[int, int, int]] = []
         self.view: memoryview | None = None
+        self.tries = 0  # how often its translation was given up for a more careful one
         self.assume = True  # the translation may assume what holds at its entry most of the time
         # Instructions whose accesses are mostly not plain memory: by the address, 1: pages with code, 2: worse.
         self.careful: dict[int, int] = {}

@@ -95,6 +95,9 @@ class Platform(Protocol):
     def interrupt(self) -> int | None:
         """Acknowledge the interrupt that is to be delivered now, and return its vector."""
 
+    def check_msr(self, index: int, write: bool) -> None:
+        """Raise UserMsr or #GP where RDMSR or WRMSR may not reach an MSR, be it the processor's or the platform's."""
+
     def read_msr(self, index: int) -> int | None:
         """Read an MSR that is not in Cpu.msr; None is #GP."""
 

@@ -74,6 +74,7 @@ class Cpu:
         self.code_key: Key = ()
         self.mode_key: Key | None = None  # what the mode was last worked out from
         self.last_physical = 0
+        self.large: set[int] = set()  # which 2 MB of linear memory have something of a large page in the TLB
         self.after = 0
         self.watched: set[int] = set()
         self.watchpoints: list[tuple[int, int, int, int]] = []
@@ -85,7 +86,7 @@ class Cpu:
         self.extra = 0  # instructions that a REP stands for
         self.port_answer: bytes | None = None  # of an INS that could not be finished at once
         self.single = False
-        self.redo = False
+        self.resume: list[Insn] | None = None  # what translated code leaves to the cold tier: the rest of a block
         self.instructions = 0  # that were run by execute(), about
         self.hot_after = HOT  # tests set it to 1, or to a number that is never reached
         self.phys_bits, self.gigabyte_pages, self.vendor_intel, self.cr4_allowed = 36, True, True, -1
@@ -261,21 +262,21 @@ class Cpu:
                     hot = block.hot
                     if hot is not None:
                         left -= hot(self, left if left < SLICE else SLICE)
-                        if not self.redo:
+                        insns = self.resume
+                        if insns is None:
                             if self.after:
                                 self.finish()
                             continue
-                        self.redo = False
-                        self.one()
-                        left -= 1
-                        continue
-                    block.count += 1
-                    if block.count == self.hot_after:
-                        self.translate(block)
-                        continue
-                    left -= len(block.insns)
+                        self.resume = None
+                    else:
+                        block.count += 1
+                        if block.count == self.hot_after:
+                            self.translate(block)
+                            continue
+                        insns = block.insns
+                    left -= len(insns)
                     self.mmio_at = 0
-                    for insn in block.insns:
+                    for insn in insns:
                         self.rip = insn.next
                         insn.fn(self, insn)
                         if self.after:

@@ -11,9 +11,15 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .cpu import Cpu
 
     Operation = Callable[["Cpu", "Insn"], None]
+    Plain = tuple[Operation, str]
+    Choose = Callable[["Insn", int, int], Plain | None]
+    Entry = tuple[Operation, str] | tuple[None, str, Choose]
 
 M16, M32, M64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 MASKS = {2: M16, 4: M32, 8: M64}
+MAPS: dict[int, Entry] = {}  # opcodes.py fills it
+MEDIA: list[Callable[[Insn, int, bytes, int], Plain | None]] = []  # opcodes.media: where x87 and SSE are looked up
+PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 SEGMENT_PREFIX = {0x26: 0, 0x2E: 1, 0x36: 2, 0x3E: 3, 0x64: 4, 0x65: 5}
 NO_REG = -1
 NO_OPCODE = 0x400  # of what cannot be an instruction
@@ -141,14 +147,14 @@ def finish_address(i: Insn) -> None:
 
 def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
     """Decode one instruction at code[at:]. IndexError: the bytes end within it."""
-    from .opcodes import MAPS, media
-
     i = Insn(rip)
     start = at
     override = -1
     operand16 = address_other = False
     while True:
         byte = code[at]
+        if byte not in PREFIXES and (bits != 64 or byte & 0xF0 != 0x40):
+            break
         if byte in SEGMENT_PREFIX:
             seg = SEGMENT_PREFIX[byte]
             if bits != 64 or seg >= 4:
@@ -166,10 +172,8 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
         elif byte in (0xF2, 0xF3):
             i.rep = byte
             i.rex = 0
-        elif bits == 64 and byte & 0xF0 == 0x40:
-            i.rex = byte
         else:
-            break
+            i.rex = byte
         at += 1
         if at - start > 14:
             i.fn, i.ends, i.length, i.next, i.op = too_long, True, 15, rip, NO_OPCODE
@@ -196,7 +200,7 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
     i.op = op = table << 8 | byte
     entry = MAPS.get(op)
     if entry is None or (op in (0x62, 0xC4, 0xC5) and bits != 64 and code[at] >= 0xC0):
-        entry = media(i, bits, code, at) if entry is None else None
+        entry = MEDIA[0](i, bits, code, at) if entry is None else None
     if entry is not None and entry[0] is None:  # a group: the opcode goes on in ModRM
         entry = entry[2](i, code[at], bits)
     if entry is None:
@@ -204,33 +208,32 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
         i.length = at - start
         i.next = rip + i.length & (M64 if bits == 64 else M32)
         return i
-    fn, form = entry[0], entry[1]
+    fn = entry[0]
+    form = FORMS.get(entry[1]) or add_form(entry[1])
     assert fn is not None
-    if "1" in form:
+    if form.byte:
         i.size = 1
-    elif "d" in form and bits == 64:
-        i.size = 2 if operand16 and not rex & 8 else 8
-    elif "f" in form and bits == 64:
-        i.size = 8
+    elif form.wide and bits == 64:
+        i.size = 2 if form.wide == "d" and operand16 and not rex & 8 else 8
     if override >= 0:
         i.seg = override
-    if "r" in form:  # MOV CR and DR: a register whatever the mod field says
-        i.modrm = code[at]
-        at += 1
-        i.reg = (i.modrm >> 3 & 7) | (rex & 4) << 1
-        i.rm = (i.modrm & 7) | (rex & 1) << 3
-    elif "m" in form:
-        at = modrm(code, at, i, bits, override)
-    elif "+" in form:
+    if form.modrm:
+        if form.registers:  # MOV CR and DR: a register whatever the mod field says
+            i.modrm = code[at]
+            at += 1
+            i.reg = (i.modrm >> 3 & 7) | (rex & 4) << 1
+            i.rm = (i.modrm & 7) | (rex & 1) << 3
+        else:
+            at = modrm(code, at, i, bits, override)
+    elif form.plus:
         i.reg = (byte & 7) | (rex & 1) << 3
-    if not rex and (i.size == 1 or "h" in form):
-        if i.size == 1 and 4 <= i.reg < 8 and ("g" in form or "+" in form):
+    if not rex and (form.byte or form.byte_rm):
+        if form.byte and 4 <= i.reg < 8 and (form.general or form.plus):
             i.reg += 16
-        if i.mod == 3 and 4 <= i.rm < 8 and "m" in form:
+        if i.mod == 3 and 4 <= i.rm < 8 and form.modrm:
             i.rm += 16
-    for kind in form:
-        if kind in IMMEDIATE:
-            at = IMMEDIATE[kind](code, at, i, bits)
+    for take in form.immediates:
+        at = take(code, at, i, bits)
     length = i.length = at - start
     if length > 15:
         i.fn, i.ends, i.next, i.op = too_long, True, rip, NO_OPCODE
@@ -238,21 +241,57 @@ def decode(code: bytes, at: int, bits: int, rip: int) -> Insn:
     if at > len(code):
         raise IndexError
     i.next = rip + length & (M64 if bits == 64 else M32)
-    i.ends = "x" in form
+    i.ends = form.ends
     i.fn = fn
-    if ("6" in form and bits == 64) or ("4" in form and bits != 64) or ("M" in form and i.mod == 3):
+    if form.only is not None and form.only != (bits == 64):
         i.fn, i.ends = undefined, True
+    elif i.mod == 3:
+        if form.memory_only or i.lock:
+            i.fn, i.ends = undefined, True
     elif i.lock:
-        if "L" in form and i.mod != 3:
+        if form.lockable:
             i.fn = locked(fn)
         else:
             i.fn, i.ends = undefined, True
-    elif "K" in form and i.mod != 3:
+    elif form.always_locked:
         i.fn = locked(fn)
         i.lock = True
-    if "m" in form and i.mod != 3:
+    if i.mod != 3 and form.modrm:
         finish_address(i)
     return i
+
+
+class Form:
+    """What the letters of a form mean (see opcodes.py)."""
+
+    __slots__ = (
+        "always_locked", "byte", "byte_rm", "ends", "general", "immediates", "lockable", "memory_only", "modrm", "only",
+        "plus", "registers", "wide",
+    )  # fmt: skip
+
+    def __init__(self, letters: str) -> None:
+        self.byte, self.byte_rm, self.plus, self.general = (
+            "1" in letters,
+            "h" in letters,
+            "+" in letters,
+            "g" in letters,
+        )
+        self.registers = "r" in letters
+        self.modrm = "m" in letters or self.registers
+        self.wide = "d" if "d" in letters else "f" if "f" in letters else ""
+        self.ends, self.lockable, self.always_locked = "x" in letters, "L" in letters, "K" in letters
+        self.memory_only = "M" in letters
+        self.only = False if "6" in letters else True if "4" in letters else None  # in 64-bit mode, not there, both
+        self.immediates = tuple(IMMEDIATE[kind] for kind in letters if kind in IMMEDIATE)
+
+
+FORMS: dict[str, Form] = {}
+
+
+def add_form(letters: str) -> Form:
+    """Take the letters of a form apart, once."""
+    form = FORMS[letters] = Form(letters)
+    return form
 
 
 def imm_b(code: bytes, at: int, i: Insn, bits: int) -> int:

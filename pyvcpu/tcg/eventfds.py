@@ -14,7 +14,7 @@ from .thing import fetch
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .routes import Irqs
-    from .vm import Vm
+    from .vmcore import VmCore
 
 DATAMATCH, PIO, DEASSIGN, VALID = 1, 2, 4, 0x1F
 IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1, 2
@@ -127,7 +127,7 @@ class Helper:
     caller's numbers leaves them alone, as in KVM.
     """
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: VmCore) -> None:
         self._vm = vm
         self._lock = threading.Lock()
         self._fd = -1

@@ -89,6 +89,7 @@ def rdmsr(cpu: Cpu, i: Insn) -> None:
     privileged(cpu)
     index = cpu.regs[1] & M32
     try:
+        cpu.platform.check_msr(index, False)
         value = get_msr(cpu, index)
     except UserMsr:
         cpu.exit_msr, cpu.exit_write, cpu.exit_data, cpu.exit_insn = index, False, b"", i
@@ -104,6 +105,7 @@ def wrmsr(cpu: Cpu, i: Insn) -> None:
     index = cpu.regs[1] & M32
     value = (cpu.regs[2] & M32) << 32 | cpu.regs[0] & M32
     try:
+        cpu.platform.check_msr(index, True)
         fine = set_msr(cpu, index, value)
     except UserMsr:
         cpu.exit_msr, cpu.exit_write, cpu.exit_insn = index, True, i

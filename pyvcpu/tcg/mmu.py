@@ -9,6 +9,7 @@ from __future__ import annotations
 from .exceptions import GP, SS, Fault, Slow
 from .mmio import AFTER_CODE, AFTER_WATCH, mmio_read, mmio_write
 from .paging import M32, M64, PACK, UNPACK, translate
+from .paging import SUPERVISOR_AC as SUPERVISOR_AC
 
 TYPE_CHECKING = False
 
@@ -66,6 +67,8 @@ def fill(cpu: Cpu, address: int, write: bool, user: int) -> memoryview | None:
             return page
         cpu.tlb[3 + user][number] = page
         cpu.tlb[user][number] = page
+        if gfn in cpu.code.pages:  # another vCPU has decoded code there in between
+            cpu.tlb[3 + user].pop(number, None)
     elif number not in cpu.watched:
         cpu.tlb[user][number] = page
     return page
@@ -77,6 +80,7 @@ def flush(cpu: Cpu) -> None:
         tlb.clear()
     for mixed in cpu.mixed_tlb:
         mixed.clear()
+    cpu.large.clear()
     cpu.fetch_tlb[0].clear()
     cpu.fetch_tlb[1].clear()
     cpu.code_maps.clear()
@@ -84,8 +88,15 @@ def flush(cpu: Cpu) -> None:
 
 
 def flush_page(cpu: Cpu, address: int) -> None:
-    """Forget the translation of one address. Large pages are held as small ones, so this forgets all."""
-    flush(cpu)
+    """Forget the translation of one address; all, where it may be in a large page or code was fetched from it."""
+    number = address >> 12
+    if address >> 21 in cpu.large or -1 in cpu.large or number in cpu.fetch_tlb[0] or number in cpu.fetch_tlb[1]:
+        flush(cpu)
+        return
+    for tlb in cpu.tlb:
+        tlb.pop(number, None)
+    for mixed in cpu.mixed_tlb:
+        mixed.pop(number, None)
 
 
 # Linear accesses: within a page by the TLB, else piecewise.
@@ -282,9 +293,22 @@ def probe_store(cpu: Cpu, seg: int, offset: int, size: int) -> None:
 
 def load_bytes(cpu: Cpu, seg: int, offset: int, count: int) -> bytes:
     """Read any number of bytes through a segment; one access as far as faults go."""
-    return read_bytes(cpu, linear(cpu, seg, offset, count, False), count, cpu.accessor)
+    address = linear(cpu, seg, offset, count, False)
+    at = address & 0xFFF
+    if at + count <= 4096:
+        page = cpu.read_tlb.get(address >> 12)
+        if page is not None:
+            return bytes(page[at : at + count])
+    return read_bytes(cpu, address, count, cpu.accessor)
 
 
 def store_bytes(cpu: Cpu, seg: int, offset: int, data: bytes) -> None:
     """Write any number of bytes through a segment; both pages are probed before the first byte is written."""
-    write_bytes(cpu, linear(cpu, seg, offset, len(data), True), data, cpu.accessor)
+    address = linear(cpu, seg, offset, len(data), True)
+    at = address & 0xFFF
+    if at + len(data) <= 4096:
+        page = cpu.write_tlb.get(address >> 12)
+        if page is not None:
+            page[at : at + len(data)] = data
+            return
+    write_bytes(cpu, address, data, cpu.accessor)

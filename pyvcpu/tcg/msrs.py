@@ -1,6 +1,7 @@
 """MSRs: what the platform keeps of them, the lists that KVM gives out, and filters.
 
-The processor has its own (SYSENTER, STAR, EFER, ...) in Cpu.msr and cpu.efer; interp_msrs.get_msr and set_msr know which. Everything here belongs to a vCPU and is called on its thread, or while it is not in KVM_RUN.
+The processor has its own (SYSENTER, STAR, EFER, ...) in Cpu.msr and cpu.efer; interp_msrs.get_msr and set_msr know
+which. Everything here belongs to a vCPU and is called on its thread, or while it is not in KVM_RUN.
 """
 
 from __future__ import annotations

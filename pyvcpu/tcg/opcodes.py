@@ -22,20 +22,14 @@ from . import interp_portstrings as portstrings
 from . import interp_string as string
 from . import interp_system as system
 from . import interp_tables as tables
-from .decode import undefined
+from .decode import MAPS, MEDIA, undefined
 from .interp import CF, DF, MASK, OF
 from .mmu import store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Callable
-
     from .cpu import Cpu
-    from .decode import Insn, Operation
-
-    Plain = tuple[Operation, str]
-    Choose = Callable[[Insn, int, int], Plain | None]
-    Entry = tuple[Operation, str] | tuple[None, str, Choose]
+    from .decode import Choose, Insn, Operation, Plain
 
 # What is built, by the names of CPU flags; CPUID may show no more of the processor's own instructions.
 FEATURES = frozenset(
@@ -88,8 +82,6 @@ FEATURES = frozenset(
         "constant_tsc",
     ]
 )
-
-MAPS: dict[int, Entry] = {}
 
 
 def group(*entries: Plain | None) -> Choose:
@@ -272,7 +264,7 @@ def choose_c7(i: Insn, byte: int, bits: int) -> Plain | None:
         return alu.cmpxchg8b, "mL"
     if reg == 7 and byte >= 0xC0 and i.rep == 0xF3:
         return msrs.rdpid, "mf"
-    return None
+    return media(i, bits) if reg == 4 and byte < 0xC0 else None
 
 
 def choose_01(i: Insn, byte: int, bits: int) -> Plain | None:
@@ -408,6 +400,7 @@ def media(i: Insn, bits: int, code: bytes = b"", at: int = 0) -> Plain | None:
     return found[0], "mu" if found[1] else "m"
 
 
+MEDIA.append(media)
 fill_alu()
 fill_one_byte()
 fill_two_byte()

@@ -138,6 +138,8 @@ def walk_wide(cpu: Cpu, address: int, levels: int, table: int, write: bool, user
     for place, above in seen:
         mark(cpu, place, 8, above, A)
     mark(cpu, where, 8, entry, A | D if write else A)
+    if level:
+        cpu.large.add(address >> 21 if level == 1 else -1)
     size_mask = (1 << (12 + 9 * level)) - 1
     return (entry & ADDRESS & ~size_mask) | (address & size_mask)
 
@@ -158,6 +160,7 @@ def walk_narrow(cpu: Cpu, address: int, write: bool, user: int, fetch: bool) -> 
             raise page_fault(cpu, address, ERROR_P | ERROR_RSVD, write, user, fetch)
         check(cpu, address, entry, 0, write, user, fetch)
         mark(cpu, where, 4, entry, A | D if write else A)
+        cpu.large.update((address >> 22 << 1, address >> 22 << 1 | 1))
         return (entry & 0xFFC00000) | (entry >> 13 & 0xFF) << 32 | (address & 0x3FFFFF)
     below = (entry & 0xFFFFF000) + (address >> 12 & 1023) * 4
     leaf = read_entry(cpu, below, 4)

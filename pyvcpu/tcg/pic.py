@@ -204,7 +204,9 @@ class Pic:
     def update(self) -> None:
         """Work out the output after a change."""
         master, slave = self.chips
-        master.set_line(CASCADE, slave.request() >= 0)
+        if slave.request() >= 0:  # each look at it is a new edge, as in KVM: with auto-EOI its output never falls
+            master.set_line(CASCADE, True)
+            master.set_line(CASCADE, False)
         before, self.output = self.output, master.request() >= 0
         if self.output and not before:
             self._irqs.pic_raised()

@@ -13,7 +13,7 @@ from .routes import TIMER
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .clock import Timer
-    from .vm import Vm
+    from .vmcore import VmCore
 
 FREQUENCY = 1_193_182
 SECOND = 1_000_000_000
@@ -116,7 +116,7 @@ class Counter:
 class Pit:
     """The timer of a VM."""
 
-    def __init__(self, vm: Vm, speaker: bool) -> None:
+    def __init__(self, vm: VmCore, speaker: bool) -> None:
         self.vm, self.lock = vm, vm.irqs.lock
         self.counters = [Counter(int(number != 2)) for number in range(3)]
         self.flags = 0

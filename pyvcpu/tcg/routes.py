@@ -11,8 +11,8 @@ import os
 import threading
 from struct import unpack
 
+from .apic_timer import EXTINT, LOWEST, LVT_LINT0, M32, MASKED, NMI
 from .ioapic import LENGTH
-from .lapic import EXTINT, LOWEST, LVT_LINT0, M32, MASKED, NMI
 from .thing import fetch
 
 TYPE_CHECKING = False
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .ioapic import Ioapic
     from .lapic import Lapic
     from .pic import Pic
-    from .vm import Vm
+    from .vmcore import VmCore
 
 IRQCHIP, MSI = 1, 2  # KVM_IRQ_ROUTING_*
 MASTER, SLAVE, IOAPIC = 0, 1, 2
@@ -39,7 +39,7 @@ Route = tuple[int, int, int]  # IRQCHIP, chip, pin; or MSI, address, data
 class Irqs:
     """The interrupt controllers of a VM. `mode`: none, kernel (PICs, IOAPIC, local APICs) or split (local APICs)."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: VmCore) -> None:
         self.vm = vm
         self.lock = threading.RLock()
         self.mode = "none"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from .contract import Segment
 from .exceptions import GP, NP, SS, Fault
 from .mmu import read, write
 from .paging import M32, M64, SUPERVISOR
 
+NEW = Segment.__new__
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from .contract import Segment
     from .cpu import Cpu
 
 ES_, CS_, SS_, DS_, FS_, GS_, LDTR_, TR_ = range(8)
@@ -87,7 +88,7 @@ def fetch(cpu: Cpu, selector: int) -> Descriptor | None:
     if address is None:
         return None
     low = read(cpu, address, 8, SUPERVISOR)
-    segment = type(cpu.segs[0])()
+    segment = NEW(Segment)  # decode() and ranges() give it all that __init__ would
     decode(segment, low)
     segment.selector = selector
     return Descriptor(segment, address, low)

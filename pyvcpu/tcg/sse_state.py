@@ -67,31 +67,32 @@ def prepare(cpu: Cpu, i: Insn) -> tuple[int, int]:
 
 
 def save(cpu: Cpu, i: Insn, optimized: bool, compact: bool) -> None:
-    """XSAVE, XSAVEOPT (`optimized`: components in their initial state are not written), XSAVEC."""
+    """XSAVE, XSAVEOPT (`optimized`: components in their initial state are not written), XSAVEC.
+
+    A page fault between the parts leaves some written: the instruction is run again then.
+    """
     offset, requested = prepare(cpu, i)
     fpu = cpu.fpu
-    area = bytearray(cpu.load_bytes(i.seg, offset, AREA))
     used = xsave.in_use(fpu)
+    if compact and fpu.mxcsr != MXCSR_RESET:
+        used |= SSE
     written = requested & used if optimized or compact else requested
     legacy = xsave.legacy(fpu, i.size == 8, register_count(cpu))
-    if fpu.mxcsr != MXCSR_RESET and compact and requested & SSE:
-        used |= SSE
-        written |= SSE
+    parts = []
     if written & X87:
-        area[:24] = legacy[:24]
-        area[32:160] = legacy[32:160]
+        parts += [(0, 24), (32, 160)]
     if written & SSE:
-        area[160 : len(legacy)] = legacy[160:]
-    if (requested & ~X87 and not compact) or written & SSE:
-        area[24:32] = legacy[24:32]
-    header = int.from_bytes(area[LEGACY : LEGACY + 8], "little")
+        parts.append((160, len(legacy)))
+    if written & SSE or (requested & ~X87 and not compact):
+        parts.append((24, 32))
+    for start, end in parts:
+        cpu.store_bytes(i.seg, offset + start, legacy[start:end])
     if compact:
-        area[LEGACY : LEGACY + 8] = (requested & used).to_bytes(8, "little")
-        area[LEGACY + 8 : LEGACY + 16] = (requested | COMPACT).to_bytes(8, "little")
-        cpu.store_bytes(i.seg, offset, bytes(area[: LEGACY + 16]))
-        return
-    area[LEGACY : LEGACY + 8] = (header & ~requested | requested & used).to_bytes(8, "little")
-    cpu.store_bytes(i.seg, offset, bytes(area[: LEGACY + 8]))
+        header = (requested & used).to_bytes(8, "little") + (requested | COMPACT).to_bytes(8, "little")
+    else:
+        before = int.from_bytes(cpu.load_bytes(i.seg, offset + LEGACY, 8), "little")
+        header = (before & ~requested | requested & used).to_bytes(8, "little")
+    cpu.store_bytes(i.seg, offset + LEGACY, header)
 
 
 def xrstor(cpu: Cpu, i: Insn) -> None:

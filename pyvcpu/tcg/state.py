@@ -13,7 +13,7 @@ from .contract import EVENT_EXCEPTION, EVENT_INTERRUPT, EVENT_NMI, EVENT_SOFTWAR
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .contract import Segment
-    from .vcpu import Vcpu
+    from .platform import Platform
 
 REGS = Struct("<18Q")
 SREGS = Struct("<" + "QIH9Bx" * 8 + "QH6x" * 2 + "7Q4Q")
@@ -34,14 +34,14 @@ SHADOW_MOV_SS, SHADOW_STI = 1, 2
 SREGS2_PDPTRS = 1
 
 
-def get_regs(vcpu: Vcpu) -> bytes:
+def get_regs(vcpu: Platform) -> bytes:
     """Return kvm_regs."""
     cpu = vcpu.cpu
     regs = cpu.regs
     return REGS.pack(*[regs[n] for n in REG_ORDER], cpu.rip, cpu.get_rflags())
 
 
-def set_regs(vcpu: Vcpu, data: bytes) -> None:
+def set_regs(vcpu: Platform, data: bytes) -> None:
     """Take kvm_regs."""
     cpu = vcpu.cpu
     values = REGS.unpack(data)
@@ -69,7 +69,7 @@ def _unpack_segment(segment: Segment, values: tuple[int, ...]) -> None:
     s.unusable = int(bool(s.unusable) or not s.present)
 
 
-def _sregs(vcpu: Vcpu) -> list[int]:
+def _sregs(vcpu: Platform) -> list[int]:
     """Return what kvm_sregs and kvm_sregs2 share."""
     cpu = vcpu.cpu
     values: list[int] = []
@@ -80,7 +80,7 @@ def _sregs(vcpu: Vcpu) -> list[int]:
     return values
 
 
-def get_sregs(vcpu: Vcpu) -> bytes:
+def get_sregs(vcpu: Platform) -> bytes:
     """Return kvm_sregs."""
     bitmap = [0, 0, 0, 0]
     event = vcpu.cpu.pending
@@ -89,7 +89,7 @@ def get_sregs(vcpu: Vcpu) -> bytes:
     return SREGS.pack(*_sregs(vcpu), *bitmap)
 
 
-def set_sregs(vcpu: Vcpu, data: bytes) -> None:
+def set_sregs(vcpu: Platform, data: bytes) -> None:
     """Take kvm_sregs. Raise OSError EINVAL as KVM does."""
     values = SREGS.unpack(data)
     bitmap = sum(word << 64 * at for at, word in enumerate(values[-4:]))
@@ -99,14 +99,14 @@ def set_sregs(vcpu: Vcpu, data: bytes) -> None:
     vcpu.changed()
 
 
-def get_sregs2(vcpu: Vcpu) -> bytes:
+def get_sregs2(vcpu: Platform) -> bytes:
     """Return kvm_sregs2."""
     cpu = vcpu.cpu
     pae = cpu.cr0 & PG and cpu.cr4 & PAE and not cpu.efer & LMA
     return SREGS2.pack(*_sregs(vcpu), *((SREGS2_PDPTRS, *cpu.pdptr) if pae else (0, 0, 0, 0, 0)))
 
 
-def set_sregs2(vcpu: Vcpu, data: bytes) -> None:
+def set_sregs2(vcpu: Platform, data: bytes) -> None:
     """Take kvm_sregs2. Raise OSError EINVAL as KVM does."""
     values = SREGS2.unpack(data)
     flags, *pdptrs = values[-5:]
@@ -119,7 +119,7 @@ def set_sregs2(vcpu: Vcpu, data: bytes) -> None:
         vcpu.cpu.pdptr = list(pdptrs)
 
 
-def _set_sregs(vcpu: Vcpu, values: tuple[int, ...]) -> None:
+def _set_sregs(vcpu: Platform, values: tuple[int, ...]) -> None:
     cpu = vcpu.cpu
     cr0, cr2, cr3, cr4, cr8, efer, apic_base = values[-11:-4]
     long_code = values[8]
@@ -141,7 +141,7 @@ def _set_sregs(vcpu: Vcpu, values: tuple[int, ...]) -> None:
         vcpu.mp_state = 0  # KVM, too, takes this for a reset by older user space
 
 
-def get_events(vcpu: Vcpu) -> bytes:
+def get_events(vcpu: Platform) -> bytes:
     """Return kvm_vcpu_events."""
     cpu = vcpu.cpu
     event = cpu.pending
@@ -166,7 +166,7 @@ def get_events(vcpu: Vcpu) -> bytes:
     )  # fmt: skip
 
 
-def set_events(vcpu: Vcpu, data: bytes) -> None:
+def set_events(vcpu: Platform, data: bytes) -> None:
     """Take kvm_vcpu_events. Raise OSError EINVAL as KVM does."""
     (
         exception, vector, has_error, pending, error, interrupt, number, soft, shadow, nmi, nmi_pending, nmi_masked, _,
@@ -209,13 +209,13 @@ def set_events(vcpu: Vcpu, data: bytes) -> None:
     cpu.wake = 1
 
 
-def get_debugregs(vcpu: Vcpu) -> bytes:
+def get_debugregs(vcpu: Platform) -> bytes:
     """Return kvm_debugregs."""
     dr = vcpu.cpu.dr
     return DEBUGREGS.pack(*dr[:4], dr[6], dr[7], *(0,) * 10)
 
 
-def set_debugregs(vcpu: Vcpu, data: bytes) -> None:
+def set_debugregs(vcpu: Platform, data: bytes) -> None:
     """Take kvm_debugregs. Raise OSError EINVAL as KVM does."""
     *db, dr6, dr7, flags = DEBUGREGS.unpack(data)[:7]
     if flags or dr6 >> 32 or dr7 >> 32:

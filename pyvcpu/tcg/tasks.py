@@ -87,6 +87,7 @@ def switch(cpu: Cpu, found: Descriptor, reason: str, error: int | None = None, e
     if reason != "iret":
         set_busy(cpu, found, True)
     new.type |= 2
+    ranges(cpu, new)
     cpu.segs[TR_] = new
     cpu.cr0 |= 8
     try:

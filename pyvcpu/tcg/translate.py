@@ -6,14 +6,14 @@ nobody reads), and `left` the instructions that may still run. A loop stays insi
 
 What an access cannot do by the TLB raises: SLOW, or struct.error where it crosses a page. Every line of the function
 belongs to one instruction, and writes no register before the last point where it can raise; so `recover` finds by the
-line's number which instruction it was, puts the state back into the Cpu, and has the cold tier run it.
+line's number which instruction it was, puts the state back into the Cpu, and the cold tier runs the rest of the block.
 """
 
 from __future__ import annotations
 
 from struct import error as StructError
 
-from .blocks import Block
+from .blocks import NEVER, Block
 from .exceptions import Exit, Fault, Slow
 from .interp import flags_of
 from .mmu import mixed_page
@@ -31,6 +31,7 @@ M16, M32, M64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 # Forms of fw that only functions know: fr is still fa - fb to be; fa is fr and fb 0; the same, but OF is of a SHL.
 NO_RESULT, NO_OPERANDS, LEFT = 1 << 16, 1 << 17, 1 << 18
 MOST_BLOCKS, MOST_INSNS = 24, 260
+MOST_TRIES = 6  # translations of one block
 CAREFUL_AFTER = 12  # slow accesses of one instruction before it is left to the cold tier for good
 
 # Static knowledge of the flags: (kind, width). CPU: they are still in the Cpu. DYNAMIC: in the locals, fw tells.
@@ -89,12 +90,12 @@ def carry_of(fw: int, fr: int, fa: int, fb: int, fc: int, flags: int) -> int:
 
 
 class Site:
-    """What a line of a function belongs to: an instruction, what is known of the flags there, how it is run."""
+    """What a line of a function belongs to: an instruction, what is known of the flags there, and how it is run."""
 
-    __slots__ = ("cold", "flags", "hits", "insn", "ran")
+    __slots__ = ("block", "cold", "flags", "hits", "insn", "ran")
 
-    def __init__(self, insn: Insn, flags: int | None, ran: int, cold: bool) -> None:
-        self.insn, self.flags, self.ran, self.cold = insn, flags, ran, cold
+    def __init__(self, block: Block, insn: Insn, flags: int | None, ran: int, cold: bool) -> None:
+        self.block, self.insn, self.flags, self.ran, self.cold = block, insn, flags, ran, cold
         self.hits = 0
 
 
@@ -111,7 +112,7 @@ class Region:
 
 
 def recover(cpu: Cpu, problem: Exception, state: dict[str, Any], region: Region) -> int:
-    """Put the state before the failed instruction back into the Cpu; the cold tier runs it next."""
+    """Put the state before the failed instruction back into the Cpu; the cold tier runs the rest of its block."""
     trace = problem.__traceback__
     assert trace is not None
     site = region.lines[trace.tb_lineno]
@@ -133,15 +134,24 @@ def recover(cpu: Cpu, problem: Exception, state: dict[str, Any], region: Region)
         cpu.fw, cpu.fr, cpu.fa, cpu.fb = normal(fw, state.get("fr", 0), state.get("fa", 0), state.get("fb", 0))
         cpu.fc = state.get("fc", cpu.fc)
     cpu.rip = site.insn.rip
-    cpu.redo = True
+    insns = site.block.insns
+    cpu.resume = insns[insns.index(site.insn) :]
     site.hits += 1
     if site.hits >= CAREFUL_AFTER:
-        careful = region.block.careful
-        if len(careful) < 64:
-            careful[site.insn.rip] = careful.get(site.insn.rip, 0) + 1
-            region.block.hot = None
-            region.block.count = cpu.hot_after - 1
+        rethink(cpu, region)
     return ran
+
+
+def rethink(cpu: Cpu, region: Region) -> None:
+    """Have a region translated again, with care where it was slow; leave it to the cold tier if that does not help."""
+    block = region.block
+    for site in {site for site in region.lines if site is not None}:
+        if site.hits >= CAREFUL_AFTER // 4:
+            block.careful[site.insn.rip] = block.careful.get(site.insn.rip, 0) + 1
+            site.hits = 0
+    block.hot = None
+    block.tries += 1
+    block.count = cpu.hot_after - 1 if block.tries <= MOST_TRIES else NEVER
 
 
 def unlucky(cpu: Cpu, block: Block) -> int:

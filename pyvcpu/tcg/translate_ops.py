@@ -208,6 +208,7 @@ class Writer(Scribe):
     def block(self, block: Block) -> None:
         """Write one block."""
         self.done = 0
+        self.current = block
         steps = plan(block, self.entry.careful)
         last = block.insns[-1]
         for insn, (what, need) in zip(block.insns, steps, strict=True):

@@ -46,7 +46,7 @@ class Scribe:
         self.flags: Flags = DYNAMIC
         self.cw: int | None = None  # where CF is in fc: a bit number plus 1, None: the local cw has it
         self.known: dict[int, int] = {}
-        self.insn: Insn = entry.insns[0]
+        self.current, self.insn = entry, entry.insns[0]
         self.done = 0  # instructions of the block that are complete
         self.need = True
         self.returns: set[int] = set()
@@ -77,7 +77,7 @@ class Scribe:
 
     def at(self, cold: bool = False) -> None:
         """Say that the lines to come belong to the current instruction, in the state that is known now."""
-        self.site = Site(self.insn, self.flag_code(), self.done, cold)
+        self.site = Site(self.current, self.insn, self.flag_code(), self.done, cold)
 
     def width(self, reg: int) -> int:
         """Return how many bits a register has at most here."""

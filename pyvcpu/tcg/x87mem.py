@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from . import softfloat as sf
 from .fpu import C1, INDEFINITE, remember_operand, waiting
-from .softfloat import DE, DENORMAL, F32, F64, F80, IE, OE, UE, split, split80
+from .softfloat import DE, DENORMAL, F32, F64, F80, IE, OE, PE, UE, UP, split, split80
 from .x87ops import INT16, INT32, INT64, X87, push_checked
+from .x87quick import USUAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -18,6 +19,8 @@ NO_STORE = IE | DE | OE | UE  # exceptions that keep a store to memory back when
 
 def load_real(f: sf.Format, size: int) -> Operation:
     """FLD m32, m64."""
+    stored, mask, sign, bias = f.stored, f.exponent_mask, f.sign, 16383 - f.bias
+    fraction, up = (1 << stored) - 1, 63 - stored
 
     def fn(cpu: Cpu, i: Insn) -> None:
         waiting(cpu)
@@ -25,6 +28,11 @@ def load_real(f: sf.Format, size: int) -> Operation:
         raw = cpu.load(i.seg, offset, size)
         remember_operand(cpu, i, offset)
         fpu = cpu.fpu
+        exponent = raw >> stored & mask
+        if 0 < exponent < mask and not fpu.valid >> (fpu.top - 1 & 7) & 1:  # a normal number, and room for it
+            fpu.sw &= ~C1
+            fpu.push(raw >> sign << 79 | exponent + bias << 64 | 1 << 63 | (raw & fraction) << up)
+            return
         a = split(f, raw)
         value, flags = sf.convert(F80, a, 0, fpu.cw)
         if a[0] == DENORMAL:
@@ -107,6 +115,7 @@ def store_empty(cpu: Cpu, i: Insn, offset: int, value: int, size: int, pop: bool
 
 def store_real(f: sf.Format, size: int, pop: bool) -> Operation:
     """FST, FSTP to m32, m64."""
+    drop, half, bias, high = 63 - f.stored, 1 << 62 - f.stored, 16383 - f.bias, f.exponent_mask - 1
 
     def fn(cpu: Cpu, i: Insn) -> None:
         waiting(cpu)
@@ -115,7 +124,18 @@ def store_real(f: sf.Format, size: int, pop: bool) -> Operation:
         if not fpu.valid >> fpu.top & 1:
             store_empty(cpu, i, offset, f.nan, size, pop)
             return
-        value, flags = sf.convert(f, split80(fpu.r[fpu.top]), fpu.cw >> 10 & 3, fpu.cw)
+        raw = fpu.r[fpu.top]
+        exponent = (raw >> 64 & 0x7FFF) - bias
+        if fpu.cw == USUAL and 0 < exponent < high and raw & 1 << 63:  # a normal number, and one after rounding
+            value = (raw & (1 << 63) - 1) >> drop
+            rest = raw & 2 * half - 1
+            flags = PE if rest else 0
+            if rest > half or (rest == half and value & 1):
+                value += 1  # a carry goes into the exponent
+                flags = PE | UP
+            value += raw >> 79 << f.sign | exponent << f.stored
+        else:
+            value, flags = sf.convert(f, split80(raw), fpu.cw >> 10 & 3, fpu.cw)
         finish_store(cpu, i, offset, value, size, flags, pop)
 
     return fn

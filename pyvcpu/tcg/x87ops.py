@@ -6,6 +6,7 @@ from . import softfloat as sf
 from . import x87
 from .fpu import C0, C1, C2, C3, INDEFINITE, Fpu, remember, remember_operand, waiting
 from .softfloat import DE, F32, F64, IE, INF, QNAN, SNAN, ZE, Number, split, split80
+from .x87quick import QUICK, USUAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -69,6 +70,7 @@ def arithmetic_memory(operation: Binary, size: int, source: Source) -> Operation
 
 def arithmetic(operation: Binary, to_i: bool, pop: bool) -> Operation:
     """ST(0) = ST(0) op ST(i), or ST(i) = ST(i) op ST(0) with or without a pop."""
+    quick = QUICK[operation]
 
     def fn(cpu: Cpu, i: Insn) -> None:
         waiting(cpu)
@@ -82,7 +84,9 @@ def arithmetic(operation: Binary, to_i: bool, pop: bool) -> Operation:
                 return
             result = INDEFINITE
         else:
-            result, flags = operation(split80(fpu.r[target]), split80(fpu.r[second]), fpu.cw)
+            a, b = fpu.r[target], fpu.r[second]
+            found = quick(a, b) if fpu.cw == USUAL else None
+            result, flags = found or operation(split80(a), split80(b), fpu.cw)
             if fpu.signal(flags) & BEFORE:
                 return
         fpu.r[target] = result

@@ -222,6 +222,24 @@ def test_xsave_and_xrstor() -> None:
     assert caught.value.vector == UD
 
 
+def test_xsavec_writes_the_compacted_header() -> None:
+    cpu: Any = StageCpu()
+    cpu.memory = bytearray(b"\xaa" * 1024)
+    cpu.fpu.init()
+    cpu.fpu.r = [0] * 8
+    cpu.regs[0] = 3
+    cpu.fpu.xmm[1] = 7
+    execute(cpu, "480fc723")
+    assert cpu.memory[512:528] == struct.pack("<QQ", 2, 1 << 63 | 3)
+    assert cpu.memory[:24] == b"\xaa" * 24  # x87 is in its initial state, and not written
+    assert cpu.memory[176:192] == (7).to_bytes(16, "little")
+    cpu.memory[528:576] = bytes(48)
+    cpu.fpu.xmm[1] = 0
+    cpu.fpu.push(ONE)
+    execute(cpu, "480fae2b")
+    assert (cpu.fpu.xmm[1], cpu.fpu.valid) == (7, 0)
+
+
 TRANSCENDENTAL = {0x1F0, 0x1F1, 0x1F2, 0x1F3, 0x1F9, 0x1FB, 0x1FE, 0x1FF}
 LEFT_OUT = {0x104, 0x106, 0x504, 0x506}  # the environment: its last instruction is recorded in other ways
 

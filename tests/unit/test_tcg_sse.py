@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from pyvcpu.tcg.contract import EXIT_HALT
 from pyvcpu.tcg.decode import decode
 from pyvcpu.tcg.exceptions import GP, MF, NM, UD, XM, Fault
 from pyvcpu.tcg.fputables import FEATURES, SSE
 from pyvcpu.x86.features import PLACE
+from tests.tcg_machine import Machine
 from tests.unit.tcg_fpu_rig import BASE, Case, StageCpu, build, describe, fxsave_image, is_intel, native, random80, run
 
 CASES = int(os.environ.get("PYVCPU_CASES", "300"))
@@ -160,6 +162,32 @@ def test_maskmovdqu_writes_only_what_the_mask_names() -> None:
 
 def test_features_have_names() -> None:
     assert set(FEATURES) <= set(PLACE)
+
+
+@pytest.mark.parametrize("turns", [100, 20_000])
+def test_in_a_whole_processor(turns: int) -> None:
+    """A loop of x87 and SSE, cold and translated: conditions go through EFLAGS, numbers through guest memory."""
+    machine = Machine()
+    cpu = machine.flat(64)
+    cpu.cr4 |= 0x600
+    cpu.state_changed()
+    code = (
+        "dbe3 d9e8 d9ee" + f"b9{turns.to_bytes(4, 'little').hex()}"  # fninit; fld1; fldz; mov ecx, turns
+        "d8c1"  # 1: fadd st, st(1)
+        "f20f58c1"  # addsd xmm0, xmm1
+        "660f2ec2 7702 ffc0"  # ucomisd xmm0, xmm2; ja 2f; inc eax
+        "dbf1 7202 ffc2"  # 2: fcomi st, st(1); jb 3f; inc edx
+        "ffc9 75e8"  # 3: dec ecx; jnz 1b
+        "dd1c2500000200 f20f11042508000200 0f28d8 0f291c2510000200"  # fstp, movsd to memory; movaps through xmm3
+        "f4"
+    )
+    machine.put(0x1000, bytes.fromhex(code))
+    cpu.regs[0] = cpu.regs[2] = 0
+    cpu.fpu.xmm[0:3] = 0, f64(0.5), f64(20.0)
+    while cpu.execute(100_000) != EXIT_HALT:
+        pass
+    assert struct.unpack("<4d", machine.memory.data[0x20000:0x20020]) == (turns, turns / 2, turns / 2, 0.0)
+    assert (cpu.regs[0], cpu.regs[2]) == (40, turns)
 
 
 SINGLES = (
