@@ -53,6 +53,8 @@ LIMITS = {
     "hello boot / -c pass": 3.0,
     "boot sector / QEMU TCG": 0.7,
     "boot sector / QEMU KVM": 0.05,
+    "single steps / C": -0.7,
+    "predicates / gdb": -20.0,
 }
 
 
@@ -125,9 +127,9 @@ def boots(work: Path, rounds: int) -> dict[str, float]:
     return figures
 
 
-def lives(kind: str) -> dict[str, float]:
-    """Return the figures of bench.lives, measured in a process of its own."""
-    line = [sys.executable, "-m", "bench.lives", kind]
+def own(module: str, *arguments: str) -> dict[str, float]:
+    """Return the figures of a module of bench, measured in a process of its own."""
+    line = [sys.executable, "-m", f"bench.{module}", *arguments]
     done = subprocess.run(line, check=True, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
@@ -179,12 +181,13 @@ def main() -> None:
         compared = rates(Path(work), options.rounds, options.seconds)
         figures = {"cost of --stats": 1 - compared["PIO with --stats"]["ratio"] / compared["PIO, 1 vCPU"]["ratio"]}
         parts: list[Callable[[], dict[str, float]]] = [
-            lambda: lives("registers"),
-            lambda: lives("kicks"),
+            lambda: own("lives", "registers"),
+            lambda: own("lives", "kicks"),
             lambda: peer_kicks(Path(work)),
-            lambda: lives("pauses"),
-            lambda: lives("creation"),
-            lambda: lives("plugs"),
+            lambda: own("lives", "pauses"),
+            lambda: own("lives", "creation"),
+            lambda: own("lives", "plugs"),
+            lambda: own("debug"),
             lambda: boots(Path(work), max(options.rounds, 1) * 3),
         ]
         for part in parts:

@@ -33,6 +33,8 @@ with --json, one object. New keys may be added; those that are there keep their 
   limits        vcpus_recommended, vcpus_max, vcpu_ids (each is below it), memory_slots,
                 vcpu_mmap_size (bytes)
   tsc_khz       rate of a guest's time-stamp counter, or null
+  debug         which stops of a guest reach the host, found out by trying, each true or false:
+                step, execute and watch (debug registers), software (int3), user_step, user_execute (at CPL 3)
   sync_regs     register sets that KVM_CAP_SYNC_REGS keeps: of regs, sregs, events
   capabilities  name to value, 0 for those that are absent
   accelerators  name to {usable, why}: who may run a guest (--accel), and why not
@@ -112,6 +114,8 @@ def as_json(value: object) -> str:
 
 def survey(path: str) -> dict[str, Any]:
     """Return all that is told, in the form of the JSON; raise KvmError where KVM cannot run a machine."""
+    from ..debug.methods import methods
+
     with Kvm(path) as kvm:
         for name, (cap, since) in REQUIRED.items():
             if not kvm.check_extension(cap):
@@ -133,6 +137,7 @@ def survey(path: str) -> dict[str, Any]:
                 "vcpu_mmap_size": kvm.get_vcpu_mmap_size(),
             },
             "tsc_khz": tsc_khz(kvm),
+            "debug": methods(kvm).as_dict(),
             "sync_regs": [name for name, bit in SYNC_SETS.items() if capabilities["SYNC_REGS"] & bit],
             "capabilities": capabilities,
         }
@@ -203,6 +208,8 @@ def tsc_khz(kvm: Kvm) -> int | None:
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """Return `facts` for people."""
+    from ..debug.methods import Methods
+
     kvm, on, limits, capabilities = facts["kvm"], facts["host"], facts["limits"], facts["capabilities"]
     khz = facts["tsc_khz"]
     present = [name if value == 1 else f"{name}={shown(value)}" for name, value in capabilities.items() if value]
@@ -217,6 +224,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         "mapped": f"{limits['vcpu_mmap_size']} bytes of each vCPU",
         "memory": f"{limits['memory_slots']} slots",
         "TSC": f"{khz} kHz" if khz else "rate not told",
+        "debug": Methods(**facts["debug"]).describe(),
         "SYNC_REGS": " ".join(facts["sync_regs"]) or "none",
     }
     return [

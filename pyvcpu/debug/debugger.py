@@ -17,7 +17,7 @@ from ..vcpu.handle import Work
 from ..vcpu.states import Command
 from .methods import EXECUTE, WRITE, Methods, methods
 from .points import INT3, REGISTER, SOFTWARE, Breakpoint, DebugError, Points, Site, rule_of, single
-from .stepping import DR6_STEPPED, REASON_AND_DEBUG, Stepped, is_user, pc_of, set_control, step
+from .stepping import DR6_STEPPED, REASON_AND_DEBUG, Stepped, is_user, pc_of, set_control, step, steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..vcpu.core import Cpu
     from ..vcpu.handle import Control
     from ..vcpu.virtual import VirtualMemory
-    from .points import Handler
+    from .points import Handler, Request
 
     class Client(Protocol):
         """Whoever is told when a vCPU stops: a debugger's target, a prompt. Its methods run on the vCPU's thread."""
@@ -207,7 +207,9 @@ class Debugger:
 
     def control(self, cpu: Cpu) -> bytes:
         """Return the struct kvm_guest_debug that the vCPU is to have; on its thread."""
-        state = self._states[cpu.index]
+        return self._wanted(self._states[cpu.index]).data
+
+    def _wanted(self, state: CpuDebug) -> Request:
         with self._lock:
             stepping = state.stepping or state.over is not None or bool(self.points.compare)
             return self.points.control(stepping, state.over, state.stepping and self.methods.block_irq)
@@ -216,7 +218,7 @@ class Debugger:
         """Tell KVM; on the vCPU's thread."""
         state = self._states[cpu.index]
         state.single = self.is_single(cpu.index)
-        set_control(cpu, self.control(cpu))
+        set_control(cpu, self._wanted(state))
         for site in self.points.compare:
             if site.rule == WRITE and site not in state.copies:
                 state.copies[site] = _watched(cpu, site)
@@ -235,17 +237,21 @@ class Debugger:
         done = self._states[cpu.index].single and bool(dr6 & DR6_STEPPED)  # a handler has just turned it on
         why = self._arrived(cpu, Stepped(pc, done=done, dr6=dr6))
         if why is None and self.is_single(cpu.index):
-            return self._steps(cpu)
+            return self._steps(cpu, self._states[cpu.index].over)
         return why
 
-    def _steps(self, cpu: Cpu) -> str | None:
-        """Step until no single step is needed any more; return why to leave cpu_exec, None to go on at full speed."""
+    def _steps(self, cpu: Cpu, pc: int | None = None) -> str | None:
+        """Step until no single step is needed any more; return why to leave cpu_exec, None to go on at full speed.
+
+        `pc`: where the vCPU is, if that is known.
+        """
         state = self._states[cpu.index]
         if cpu.vcpu._interrupts:
             inject(cpu)
         self.apply(cpu)
         while self.is_single(cpu.index):
-            state.before = pc_of(cpu)
+            state.before = pc_of(cpu) if pc is None else pc
+            pc = None
             made = self._step_from(cpu, state)
             why = self._arrived(cpu, made) if made.done or made.why is None else None
             if why == EXCP_DEBUG or made.why is None:
@@ -271,25 +277,26 @@ class Debugger:
     def _arrived(self, cpu: Cpu, made: Stepped) -> str | None:
         """Look at what a vCPU has come to; call the handlers. EXCP_DEBUG: it is to stop; None: it goes on."""
         state = self._states[cpu.index]
-        stepped = state.stepping and made.done
+        stepped, left = state.stepping and made.done, state.over is not None and made.done
         if made.done:
             state.over = None
         sites = self._reached(cpu, made, stepped)
         stop: Breakpoint | None = None
         state.in_handler = True
         try:
-            for point in [point for site in sites for point in site.users]:
-                point.hits += 1
-                handler = point.handler
-                if handler is None or handler(cpu.vcpu) is False:
-                    stop = stop or point
+            for site in sites:
+                for point in site.users:
+                    point.hits += 1
+                    handler = point.handler
+                    if handler is None or handler(cpu.vcpu) is False:
+                        stop = stop or point
         finally:
             state.in_handler = False
             pc = pc_of(cpu) if sites else made.pc
-            if pc == made.pc and any(site.rule == EXECUTE for site in sites):
+            if sites and pc == made.pc and any(site.rule == EXECUTE for site in sites):
                 state.over = pc
             state.stepping &= not (stepped or stop)
-            if sites or made.done:
+            if left or stepped or (sites and state.single):  # else _steps() does it
                 self.apply(cpu)
         if stop is None and not stepped:
             return None if sites or made.done else self._unknown(state, made)
@@ -309,9 +316,12 @@ class Debugger:
             site = points.at.get(made.pc)
             # A vCPU that stops after its step is told of a breakpoint of KVM's there when it goes on.
             found = [site] if site is not None and state.over != made.pc and not (stepped and site.slots) else []
-            for slot, other in points.by_slot.items():
-                if other.rule != EXECUTE and made.dr6 >> slot & 1 and other not in found:
-                    found.append(other)
+            if made.dr6 & 0xF:
+                for slot, other in points.by_slot.items():
+                    if other.rule != EXECUTE and made.dr6 >> slot & 1 and other not in found:
+                        found.append(other)
+            if not points.compare:
+                return found
             compared = [site for site in points.compare if site.rule == WRITE]
         for site in compared if made.done else ():
             before, now = state.copies.get(site), _watched(cpu, site)
@@ -355,7 +365,7 @@ class Debugger:
             if len(more) <= part or len(trail) >= limit:
                 return [*trail, more[-1]]
 
-    def _trace_here(self, most: int, control: bytes, vcpu: Vcpu) -> list[int]:
+    def _trace_here(self, most: int, control: Request, vcpu: Vcpu) -> list[int]:
         """Make up to `most` steps on the vCPU's thread; return the way, one address more than steps were made."""
         cpu, state = self._cpus[vcpu.index], self._states[vcpu.index]
         if vcpu.state is not State.PAUSED and not state.in_handler:
@@ -365,7 +375,7 @@ class Debugger:
         try:
             set_control(cpu, control)
             while len(trail) <= most:
-                made = step(cpu, trail[-1])
+                made = steps(cpu, trail, most)
                 if made.done:
                     trail.append(made.pc)
                     state.over = None

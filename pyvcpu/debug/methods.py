@@ -69,12 +69,12 @@ class Methods:
     def describe(self) -> str:
         """Return what works and what does not, in a line."""
         words = {
-            "step": "single step",
-            "execute": "hardware breakpoints",
-            "watch": "hardware watchpoints",
-            "software": "software breakpoints",
-            "user_step": "single step at CPL 3",
-            "user_execute": "hardware breakpoints at CPL 3",
+            "step": "steps",
+            "execute": "breakpoints",
+            "watch": "watchpoints",
+            "software": "int3",
+            "user_step": "steps at CPL 3",
+            "user_execute": "breakpoints at CPL 3",
         }
         there = ", ".join(text for name, text in words.items() if getattr(self, name))
         missing = ", ".join(text for name, text in words.items() if not getattr(self, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof
 from itertools import islice
 from struct import Struct
 
@@ -78,8 +79,19 @@ class Site:
         self.original = b""  # what int3 overwrote
 
 
+class Request:
+    """The argument of a KVM_SET_GUEST_DEBUG, ready to be used: its bytes, and where they are."""
+
+    __slots__ = ("_structure", "address", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._structure = abi.kvm_guest_debug.from_buffer_copy(data)
+        self.address = addressof(self._structure)
+
+
 class Points:
-    """All of them. `version` changes with each change; the caller's lock guards it all.
+    """All of them; the caller's lock guards it. `at`: breakpoints by address, `by_slot`: sites by debug register.
 
     `compare`: sites that are looked for after every single step.
     """
@@ -92,6 +104,7 @@ class Points:
         self.by_slot: dict[int, Site] = {}
         self.compare: list[Site] = []
         self.software: list[Site] = []
+        self._requests: dict[tuple[bool, int | None, bool], Request] = {}  # those that were needed so far
 
     def __iter__(self) -> Iterator[Breakpoint]:
         for site in self._sites.values():
@@ -107,6 +120,7 @@ class Points:
             self._sites[key] = site
             if site.rule == EXECUTE:
                 self.at[site.address] = site
+        self._requests = {}
         site.users = [*site.users, point]
         point.method = site.method
         return site
@@ -147,6 +161,7 @@ class Points:
         point.method = ""
         if site.users:
             return None
+        self._requests = {}
         del self._sites[key]
         if self.at.get(site.address) is site:
             del self.at[site.address]
@@ -159,8 +174,15 @@ class Points:
             self.software.remove(site)
         return site
 
-    def control(self, single: bool, over: int | None, block_irq: bool) -> bytes:
-        """Return the struct kvm_guest_debug for a vCPU. `over`: the address of a breakpoint that does not count now."""
+    def control(self, single: bool, over: int | None, block_irq: bool) -> Request:
+        """Return what to tell KVM of a vCPU. `over`: the address of a breakpoint that does not count now."""
+        key = single, over if over in self.at else None, block_irq
+        request = self._requests.get(key)
+        if request is None:
+            request = self._requests[key] = Request(self._control(single, over, block_irq))
+        return request
+
+    def _control(self, single: bool, over: int | None, block_irq: bool) -> bytes:
         flags, registers = 0, [0] * 8
         for slot, site in self.by_slot.items():
             if site.rule == EXECUTE and site.address == over:
@@ -178,10 +200,10 @@ class Points:
         return CONTROL.pack(flags | abi.KVM_GUESTDBG_ENABLE, 0, *registers)
 
 
-def single(*, block_irq: bool) -> bytes:
-    """Return the struct kvm_guest_debug for single steps, without any breakpoint."""
+def single(*, block_irq: bool) -> Request:
+    """Return what to tell KVM for single steps, without any breakpoint."""
     flags = abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_SINGLESTEP
-    return CONTROL.pack(flags | (abi.KVM_GUESTDBG_BLOCKIRQ if block_irq else 0), 0, *[0] * 8)
+    return Request(CONTROL.pack(flags | (abi.KVM_GUESTDBG_BLOCKIRQ if block_irq else 0), 0, *[0] * 8))
 
 
 def _aligned(address: int, length: int) -> Iterator[tuple[int, int]]:

@@ -6,19 +6,21 @@ from struct import Struct
 
 from ..errors import PyvcpuError
 from ..kvm.abi import basic as abi
+from ..kvm.abi.debug import KVM_GUESTDBG_SINGLESTEP, KVM_SET_GUEST_DEBUG
 from ..kvm.abi.layout import EXIT_REASON, EXIT_UNION, IMMEDIATE_EXIT, REASON_KEY_BYTE_RING
 from ..vcpu.execute import EXCP_HLT, refused, serve
 from ..vcpu.states import Command, State
 from ..x86.segments import EFER_LMA
-from .points import CONTROL
+from .points import NOTHING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from ..vcpu.core import Cpu
+    from .points import Request
 
 # exit_reason, and of struct kvm_debug_exit_arch: exception, pc, dr6.
 REASON_AND_DEBUG = Struct(f"<I{EXIT_UNION - EXIT_REASON - 4}xI4xQQ")
-DEBUG, KVM_RUN = abi.KVM_EXIT_DEBUG, abi.KVM_RUN.number
+DEBUG, KVM_RUN, SET_GUEST_DEBUG = abi.KVM_EXIT_DEBUG, abi.KVM_RUN.number, KVM_SET_GUEST_DEBUG.number
 DR6_STEPPED = 1 << 14  # DR6.BS
 HLT = b"\xf4"
 CR0_PE, USER = 1 << 0, 3
@@ -58,25 +60,60 @@ def is_user(cpu: Cpu) -> bool:
     return bool(sregs.cr0 & CR0_PE and sregs.ss.dpl == USER)
 
 
-def set_control(cpu: Cpu, control: bytes) -> None:
-    """Tell KVM what to stop this vCPU for. Single step begins at rip as it is now, so it is told each time."""
-    from ..kvm.abi.debug import KVM_GUESTDBG_SINGLESTEP, KVM_SET_GUEST_DEBUG, kvm_guest_debug
+def set_control(cpu: Cpu, wanted: Request) -> None:
+    """Tell KVM what to stop this vCPU for. Single step begins at rip as it is now, so it is told each time.
 
-    single = CONTROL.unpack(control)[0] & KVM_GUESTDBG_SINGLESTEP
-    if single or control != (cpu.fd.debug_control or bytes(CONTROL.size)):
-        cpu.fd.ioctl(KVM_SET_GUEST_DEBUG, kvm_guest_debug.from_buffer_copy(control))
+    It changes no register, so none is fetched anew, which would take several times as long.
+    """
+    fd = cpu.fd
+    if wanted.data != (fd.debug_control or NOTHING) or wanted.data[0] & KVM_GUESTDBG_SINGLESTEP:
+        if fd.shared is not None:
+            fd.shared.flush()
+        if fd.kernel.ioctl(fd.fd, SET_GUEST_DEBUG, wanted.address) < 0:
+            raise fd.refusal(KVM_SET_GUEST_DEBUG.name)
+        fd.debug_control = wanted.data
 
 
-def step(cpu: Cpu, before: int) -> Stepped:
+def steps(cpu: Cpu, trail: list[int], most: int) -> Stepped:
+    """Make steps, and add to `trail` where each leads, until it has `most` addresses or one is more than a step.
+
+    Return that one, which is not in the trail yet. The last of `trail` is where the vCPU is.
+    """
+    no_halts: set[int] = set()  # code at these addresses was looked at: what it is changes seldom in one call
+    run, fd, request = cpu.run, cpu.fd.fd, cpu.fd.kernel.request
+    unpack, add, before, halts = REASON_AND_DEBUG.unpack_from, trail.append, trail[-1], not cpu.has_apic
+    cpu.has_run = True
+    for _ in range(most - len(trail)):
+        try:
+            request(fd, KVM_RUN)
+        except OSError as error:
+            why = refused(cpu, error.errno)
+            return step(cpu, before) if why is None else _interrupted(cpu, before, why)
+        reason, _, pc, dr6 = unpack(run, EXIT_REASON)
+        if reason != DEBUG or not dr6 & DR6_STEPPED:
+            return step(cpu, before, entered=True)
+        if halts and pc == before + 1 and before not in no_halts:
+            if _was_halt(cpu, before):
+                return step(cpu, before, entered=True)
+            no_halts.add(before)
+        add(pc)
+        before = pc
+    return step(cpu, before)
+
+
+def step(cpu: Cpu, before: int, *, entered: bool = False) -> Stepped:
     """Run one instruction, at linear address `before`; single step is on. Serves the exits that it makes.
 
     What a handler raises passes through. `why` is EXCP_INTERRUPT after a kick: the step is still to be made then.
+    `entered`: its first KVM_RUN has just been made.
     """
     run, fd, request = cpu.run, cpu.fd.fd, cpu.fd.kernel.request
     cpu.has_run = True
     for _ in range(MOST_PARTS):
         try:
-            request(fd, KVM_RUN)
+            if not entered:
+                request(fd, KVM_RUN)
+            entered = False
         except OSError as error:
             why = refused(cpu, error.errno)
             if why is not None:

@@ -44,6 +44,7 @@ def test_keys(facts: Any) -> None:
         "host",
         "limits",
         "tsc_khz",
+        "debug",
         "sync_regs",
         "capabilities",
     ]
@@ -81,6 +82,8 @@ def test_the_rest(facts: Any) -> None:
     assert f"model name\t: {facts['host']['cpu_model']}\n" in Path("/proc/cpuinfo").read_text()
     assert 10_000 < facts["tsc_khz"] < 100_000_000
     assert facts["sync_regs"] == ["regs", "sregs", "events"]
+    assert facts["debug"].keys() == {"step", "execute", "watch", "software", "user_step", "user_execute"}
+    assert facts["debug"]["step"]
 
 
 def test_lines_for_people(facts: Any) -> None:
