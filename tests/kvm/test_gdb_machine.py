@@ -243,7 +243,7 @@ def test_kill_ends_with_a_status(tmp_path: Path) -> None:
 def test_a_debugger_is_told_of_a_timeout(tmp_path: Path) -> None:
     path, image = tmp_path / "gdb", tmp_path / "spin.bin"
     image.write_bytes(SPIN)
-    caller = Caller(lambda: boot(image, "--gdb", f"unix:{path}", "-S", "--timeout", "2"))
+    caller = Caller(lambda: boot(image, "--gdb", f"unix:{path}", "-S", "--timeout", "10"))
     until(path.exists)
     assert "exited with code 0174" in run_gdb(Endpoint(path=str(path)), "continue")
     assert caller.done()

@@ -29,6 +29,9 @@ SILENCE = 400.0  # seconds after which the rig itself hangs: a test that does ha
 TRIES = 3
 # Not there: what has nothing to do with the kind of KVM (arguments, terminals, words).
 ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
+# The checks of every change, with nested paging: what runs in all modes, interrupts, processors that come and go, state.
+# The rest of it, and shadow paging, is for `make test-amd`.
+CHECKS = ("boot", "interrupts", "plug", "state")
 # With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
 SHADOW = ("boot", "examples", "exits", "interrupts", "loaders")
 TOGETHER = 6  # test files in one rig: a rig that stands still costs no more than these once more
@@ -45,6 +48,8 @@ def main() -> int:
             print(find_image())
             return 0
         if arguments.what == "test":
+            if arguments.checks:
+                return run_kind("nested", arguments.arguments, arguments.timeout, arguments.again, checks=True)
             return run_tests(arguments.mmu or list(CPUS), arguments.arguments, arguments.timeout, arguments.again)
         return run(
             arguments.command if arguments.command is not None else os.environ.get("RIG_COMMAND", ""),
@@ -96,8 +101,10 @@ def hand_on(name: str, lines: BinaryIO) -> None:
             sys.stdout.buffer.flush()
 
 
-def groups(mmu: str) -> list[list[str]]:
-    """Return what pytest is to run with one kind of paging, in one rig after the other."""
+def groups(mmu: str, checks: bool) -> list[list[str]]:
+    """Return what pytest is to run with one kind of paging, in one rig after the other; of the `checks` only these."""
+    if checks:
+        return [["tests/amd"], [f"tests/kvm/test_{name}.py" for name in CHECKS]]
     if mmu == "shadow":
         files = [f"tests/kvm/test_{name}.py" for name in SHADOW]
         return [["tests/amd"], ["tests/kvm/api", "--deselect=tests/kvm/api/test_wild.py", *files]]
@@ -108,14 +115,14 @@ def groups(mmu: str) -> list[list[str]]:
     return [["tests/amd"], ["tests/kvm/api"], *slices]
 
 
-def run_kind(mmu: str, arguments: list[str], timeout: float, again: bool) -> int:
+def run_kind(mmu: str, arguments: list[str], timeout: float, again: bool, *, checks: bool = False) -> int:
     """Run the tests with one kind of paging; return 0 or 1.
 
     A rig that dies, or stands still, has other tries. A failed test has one only with `again`, said aloud.
     """
     started = time.monotonic()
     statuses = []
-    for group in groups(mmu):
+    for group in groups(mmu, checks):
         say(f"kvm_amd with {mmu} paging: {' '.join(group)}")
         for _ in range(TRIES):
             left = timeout - (time.monotonic() - started)
@@ -158,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
     tests = what.add_parser("test", help="run tests/kvm (which has the examples, too) and tests/amd inside")
     tests.add_argument("--mmu", choices=CPUS, action="append", help="only this kind of paging")
     tests.add_argument("--timeout", type=float, default=TEST_TIMEOUT, metavar="S", help="for each kind (%(default)s)")
+    tests.add_argument("--checks", action="store_true", help="run the selection for the checks, with nested paging")
     tests.add_argument("--again", action="store_true", help="give each test that fails one more try")
     tests.add_argument("arguments", nargs="*", metavar="ARG", help="goes to pytest")
     what.add_parser("build", help="build the image unless it is cached, and print where it is")
