@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from .hostmap import Mapping
     from .lapic import Lapic
+    from .rings import Ring
     from .stats import StatsFile
     from .vmcore import VmCore
 
@@ -38,6 +39,7 @@ class Base(Thing):
     """The fields of a vCPU, and what is done to them by more than one part."""
 
     page: memoryview
+    ring: Ring | None = None
     mapping: Mapping
 
     def __init__(self, vm: VmCore, number: int) -> None:

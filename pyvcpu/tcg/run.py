@@ -17,6 +17,7 @@ from .signals import drain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    from .rings import Ring
     from .vcpu import Vcpu
 
 # Signals and timers are looked at every so many instructions: as many as take about SHORT to LONG_TURN ns.
@@ -30,6 +31,7 @@ SREGS_AT = SYNC + state.REGS.size
 EVENTS_AT = SREGS_AT + state.SREGS.size
 RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED = range(4)
 IF = 1 << 9
+DIRTY_RING_FULL = 31
 
 
 def kvm_run(vcpu: Vcpu, argument: int) -> int:
@@ -41,9 +43,22 @@ def kvm_run(vcpu: Vcpu, argument: int) -> int:
         signals = vcpu.signals
         signals.enter()
         try:
-            return _run(vcpu)
+            if vcpu.ring is None:
+                return _run(vcpu)
+            return _run_with_ring(vcpu, vcpu.ring)
         finally:
             signals.leave()
+
+
+def _run_with_ring(vcpu: Vcpu, ring: Ring) -> int:
+    """Run a vCPU whose written pages go into a ring; a ring that is nearly full is to be emptied first."""
+    rings = vcpu.vm.memory.rings
+    assert rings is not None
+    rings.by_thread[vcpu.thread] = ring
+    try:
+        return _run(vcpu)
+    finally:
+        del rings.by_thread[vcpu.thread]
 
 
 def _run(vcpu: Vcpu) -> int:
@@ -147,6 +162,9 @@ def _loop(vcpu: Vcpu) -> None:
         if vcpu.init_pending or vcpu.sipi_pending:
             with vm.irqs.lock:
                 vcpu.accept_init_sipi()
+        if vcpu.ring is not None and vcpu.ring.full():
+            WORD.pack_into(vcpu.page, EXIT_REASON, DIRTY_RING_FULL)
+            return
         if vcpu.mp_state != RUNNABLE:
             if _block(vcpu):
                 break

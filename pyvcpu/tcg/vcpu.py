@@ -15,6 +15,7 @@ from . import msrs, paging
 from .contract import EVENT_EXCEPTION, Event
 from .exceptions import Fault
 from .hostmap import Mapping
+from .rings import OFFSET, Ring
 from .thing import fetch, give
 from .vcpu_state import VcpuState
 
@@ -49,8 +50,11 @@ class Vcpu(VcpuState):
         """Return a new memory file, and map it, with the ring of coalesced writes as its last page."""
         fd = os.memfd_create(f"{self.NAME}:{self.id}", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(fd, RUN_SIZE)
+            rings = self.vm.memory.rings
+            os.ftruncate(fd, RUN_SIZE if rings is None else OFFSET + rings.size)
             self.mapping = Mapping(fd, RUN_SIZE)
+            if rings is not None:
+                self.ring = Ring(fd, rings.size, self.kick)
         except OSError:
             os.close(fd)
             raise
@@ -67,6 +71,8 @@ class Vcpu(VcpuState):
         if self.lapic is not None:
             self.lapic.stop()
         self.mapping.close()
+        if self.ring is not None:
+            self.ring.close()
         if self.wake_fd >= 0:
             os.close(self.wake_fd)
 

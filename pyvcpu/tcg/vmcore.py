@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .kernel import TcgKernel
     from .msrs import Filter
     from .pit import Pit
+    from .rings import Ring
     from .vcpu import Vcpu
 
 TSC_KHZ = 1_000_000
@@ -62,6 +63,10 @@ class VmCore(Thing):
         self._left = threading.Condition()
         self._users = 1  # open fds
         self._counts: dict[str, int] = {}
+
+    def dirty_rings(self) -> list[Ring]:
+        """Return the dirty rings of all vCPUs."""
+        return [vcpu.ring for vcpu in list(self.vcpus.values()) if vcpu.ring is not None]
 
     # Its life.
 
