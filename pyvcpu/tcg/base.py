@@ -72,7 +72,7 @@ class Base(Thing):
         self.wake_fd = -1
         self.sleeping = False
         self.counts: dict[str, int] = {}
-        self.stats: list[StatsFile] = []
+        self.stats: StatsFile | None = None
         self.clock_version = 0
         self.guest_stopped = False
         self.lapic: Lapic | None = None

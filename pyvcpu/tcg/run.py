@@ -89,6 +89,7 @@ def _run(vcpu: Vcpu) -> int:
         if page[IMMEDIATE_EXIT]:
             raise OSError(errno.EINTR, "immediate_exit")
         _loop(vcpu)
+        vcpu.count("exits")
         return 0
     except OSError:
         vcpu.was_kicked = True
@@ -134,6 +135,8 @@ def _save(vcpu: Vcpu) -> None:
     else:
         ready = int(bool(flags & IF) and not cpu.interrupt_shadow and cpu.pending is None and vcpu.window_accepted())
     HEAD.pack_into(page, READY, ready, flags >> 9 & 1, 0, vcpu.get_cr8(), vcpu.apic_base)
+    if vcpu.stats is not None:
+        vcpu.stats.write(vcpu.counts)
     (valid,) = LONG.unpack_from(page, VALID_REGS)
     if valid & 7:
         if valid & REGS:
@@ -196,6 +199,7 @@ def _loop(vcpu: Vcpu) -> None:
             timers.run()
         if signals.pending():
             break
+    vcpu.count("signal_exits")
     WORD.pack_into(vcpu.page, EXIT_REASON, INTR)
     raise OSError(errno.EINTR, "signal")
 

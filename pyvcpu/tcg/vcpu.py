@@ -73,6 +73,8 @@ class Vcpu(VcpuState):
         self.mapping.close()
         if self.ring is not None:
             self.ring.close()
+        if self.stats is not None:
+            os.close(self.stats.fd)
         if self.wake_fd >= 0:
             os.close(self.wake_fd)
 
@@ -256,9 +258,11 @@ class Vcpu(VcpuState):
         return 0
 
     def _stats_fd(self, argument: int) -> int:
-        from .stats import open_stats
+        from .stats import StatsFile
 
-        return open_stats(f"kvm-{os.getpid()}/vcpu-{self.id}", self.counts, True)
+        if self.stats is None:
+            self.stats = StatsFile(f"kvm-{os.getpid()}/vcpu-{self.id}", self.counts, True)
+        return os.dup(self.stats.fd)
 
 
 def _run(vcpu: Vcpu, argument: int) -> int:

@@ -339,9 +339,11 @@ class Vm(VmCore):
         raise OSError(errno.ENODEV, "no such device")
 
     def _stats_fd(self, argument: int) -> int:
-        from .stats import open_stats
+        from .stats import StatsFile
 
-        return open_stats(f"kvm-{os.getpid()}", self._counts, False)
+        if self.stats is None:
+            self.stats = StatsFile(f"kvm-{os.getpid()}", {}, False)
+        return os.dup(self.stats.fd)
 
     REQUESTS: ClassVar[dict[int, Request]] = {
         basic.KVM_CHECK_EXTENSION.number: _check_extension,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 from struct import pack
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .msrs import Filter
     from .pit import Pit
     from .rings import Ring
+    from .stats import StatsFile
     from .vcpu import Vcpu
 
 TSC_KHZ = 1_000_000
@@ -62,7 +64,7 @@ class VmCore(Thing):
         self.settling = 0
         self._left = threading.Condition()
         self._users = 1  # open fds
-        self._counts: dict[str, int] = {}
+        self.stats: StatsFile | None = None
 
     def dirty_rings(self) -> list[Ring]:
         """Return the dirty rings of all vCPUs."""
@@ -85,6 +87,8 @@ class VmCore(Thing):
             vcpu.destroy()
         self.events.close()
         self.zones.close()
+        if self.stats is not None:
+            os.close(self.stats.fd)
 
     def settle(self) -> None:
         """Wait until every vCPU has left the code that it was in, so that none has an old page any more."""
