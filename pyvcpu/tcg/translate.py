@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from struct import error as StructError
 
-from .blocks import NEVER, Block
+from .blocks import MOST_FUNCTIONS, NEVER, Block
 from .exceptions import Exit, Fault, Slow
 from .interp import flags_of
 from .mmu import mixed_page
@@ -218,6 +218,10 @@ def translate(cpu: Cpu, block: Block) -> None:
         first = other.extents[0]
         extents.append(first)
         code += other.source[: first[2] - first[1]]
+    if cpu.code.functions >= MOST_FUNCTIONS:
+        cpu.code.clear()
+        return
+    cpu.code.functions += 1
     block.extents, block.source = extents, code
     for extent in extents[1:]:
         cpu.code.claim_again(block, *extent)

@@ -473,7 +473,7 @@ def test_a_string_of_a_port_goes_to_a_device() -> None:
     cpu = machine.cpu
     cpu.regs[1], cpu.regs[2], cpu.regs[7] = 2, 0x60, 0x200000
     machine.put(0x1000, bytes.fromhex("f36cf4"))  # rep insb; hlt
-    seen = []
+    seen: list[tuple[int, bytes]] = []
     while (code := cpu.execute(BUDGET)) in (EXIT_PIO, EXIT_MMIO):
         if code == EXIT_PIO:
             cpu.complete_in(bytes((0x40 + len(seen),)))
@@ -571,3 +571,18 @@ def test_stores_beside_code_are_cheap_and_right() -> None:
     cpu.regs[1] = 300
     run(machine, "890dc0100000ff05c4100000e2f2f4")  # l: mov [0x10c0],ecx; inc dword ptr [0x10c4]; loop l; hlt
     assert (machine.get(0x10C0, 4), machine.get(0x10C4, 4), cpu.rip) == (1, 300, 0x100F)
+
+
+def test_the_store_of_code_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvcpu.tcg.blocks.MOST_INSNS", 200)
+    monkeypatch.setattr("pyvcpu.tcg.translate.MOST_FUNCTIONS", 3)
+    machine = protected()
+    cpu = machine.cpu
+    cpu.hot_after = 2
+    machine.put(0x1000, b"\x40\xeb\x00" * 0x800 + b"\xf4")  # inc eax; jmp to the next
+    for turn in range(1, 4):
+        cpu.rip = 0x1000
+        assert cpu.execute(1 << 20) == EXIT_HALT
+        assert cpu.regs[0] == 0x800 * turn
+        assert cpu.code.insns <= 200 + 48
+        assert cpu.code.functions <= 3
