@@ -79,6 +79,9 @@ class CodeCache:
         """Keep a block, and see to it that writes to its bytes are noticed."""
         if self.insns >= MOST_INSNS:
             self.clear()
+        old = self.blocks.get(block.place)
+        if old is not None:
+            self.drop(old)
         self.insns += len(block.insns)
         self.blocks[block.place] = block
         for extent in block.extents:
@@ -118,7 +121,8 @@ class CodeCache:
 
     def drop(self, block: Block) -> None:
         """Forget a block."""
-        self.blocks.pop(block.place, None)
+        if self.blocks.pop(block.place, None) is not None:
+            self.insns -= len(block.insns)
         block.hot = None
         block.count = 0
         for gfn in {extent[0] for extent in block.extents}:
