@@ -94,6 +94,7 @@ class Base(Thing):
         """Have the vCPU look at its events: now where it sleeps, at the next block where it runs. Any thread."""
         self.cpu.attention = 1
         if self.sleeping:
+            self.vm.woken = True
             os.eventfd_write(self.wake_fd, 1)
 
     def count(self, name: str) -> None:

@@ -154,7 +154,6 @@ def _loop(vcpu: Vcpu) -> None:
     """Run until there is an exit, written into the page. Raise OSError EINTR for a signal."""
     cpu, vm, signals = vcpu.cpu, vcpu.vm, vcpu.signals
     timers, clock = vm.timers, vm.clock
-    worked = clock.work()
     WORD.pack_into(vcpu.page, EXIT_REASON, UNKNOWN)
     cpu.recheck()
     while True:
@@ -178,6 +177,7 @@ def _loop(vcpu: Vcpu) -> None:
             shutdown(vcpu)
             return
         _prepare(vcpu)
+        began = clock.now()
         vm.inside.add(vcpu)
         try:
             code = cpu.execute(vcpu.budget)
@@ -188,13 +188,8 @@ def _loop(vcpu: Vcpu) -> None:
                 vm.notify_left()
         if code != EXIT_ATTENTION and EXITS[code](vcpu):
             return
-        if vm.inside:
-            clock.give_way()  # the others run meanwhile: turns of a millisecond, not of the interpreter's five
-        before, worked = worked, clock.work()
-        if worked - before > LONG_TURN:
-            vcpu.budget = max(vcpu.budget >> 1, LEAST)
-        elif worked - before < SHORT_TURN and code == EXIT_ATTENTION:
-            vcpu.budget = min(vcpu.budget << 1, MOST)
+        if code == EXIT_ATTENTION:
+            _after_turn(vcpu, clock.now() - began)
         if timers.next <= clock.now():
             timers.run()
         if signals.pending():
@@ -202,6 +197,18 @@ def _loop(vcpu: Vcpu) -> None:
     vcpu.count("signal_exits")
     WORD.pack_into(vcpu.page, EXIT_REASON, INTR)
     raise OSError(errno.EINTR, "signal")
+
+
+def _after_turn(vcpu: Vcpu, took: int) -> None:
+    """Let others have a turn; without others, see to it that the next one is about a millisecond."""
+    vm = vcpu.vm
+    if vm.inside or vm.woken:
+        vm.woken = False
+        vm.clock.give_way()
+    elif took > LONG_TURN:
+        vcpu.budget = max(vcpu.budget >> 1, LEAST)
+    elif took < SHORT_TURN:
+        vcpu.budget = min(vcpu.budget << 1, MOST)
 
 
 def _prepare(vcpu: Vcpu) -> None:

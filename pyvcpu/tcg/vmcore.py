@@ -62,6 +62,7 @@ class VmCore(Thing):
         self.msr_filter: Filter | None = None
         self.inside: set[Vcpu] = set()  # those in Cpu.execute()
         self.settling = 0
+        self.woken = False  # a vCPU that slept wants to run
         self._left = threading.Condition()
         self._users = 1  # open fds
         self.stats: StatsFile | None = None
