@@ -14,7 +14,7 @@ from __future__ import annotations
 from struct import error as StructError
 
 from .blocks import MOST_FUNCTIONS, NEVER, Block
-from .exceptions import Exit, Fault, Slow
+from .exceptions import Exit, Fault, Missing, Slow
 from .interp import flags_of
 from .mmu import mixed_page
 from .paging import PACK, UNPACK
@@ -136,9 +136,11 @@ def recover(cpu: Cpu, problem: Exception, state: dict[str, Any], region: Region)
     cpu.rip = site.insn.rip
     insns = site.block.insns
     cpu.resume = insns[insns.index(site.insn) :]
-    site.hits += 1
-    if site.hits >= CAREFUL_AFTER:
-        rethink(cpu, region)
+    # What crosses a page or faults is seldom; a device, a page with code or an offset that wraps comes back each time.
+    if isinstance(problem, Slow) and not isinstance(problem, Missing):
+        site.hits += 1
+        if site.hits >= CAREFUL_AFTER:
+            rethink(cpu, region)
     return ran
 
 
