@@ -142,6 +142,7 @@ class Base(Thing):
         if host and not value:
             return
         self.tsc_offset += delta
+        self.clock_version = -1  # kvmclock's page names a TSC
         if not host:
             self.tsc_adjust = (self.tsc_adjust + delta) & M64
         if self.lapic is not None:

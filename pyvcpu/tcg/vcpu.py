@@ -180,6 +180,7 @@ class Vcpu(VcpuState):
         now = self.tsc()
         self.tsc_khz = khz or TSC_KHZ
         self.tsc_offset += now - self.tsc()
+        self.clock_version = -1
         return 0
 
     def _kvmclock_ctrl(self, argument: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyvcpu.kvm import abi
 from pyvcpu.tcg.apic_timer import EOI, LVT_LINT0
@@ -281,6 +283,83 @@ def test_the_speaker_port(board: Board, pit: Pit) -> None:
     assert pit.port_read(0x61, 1) & 0x21 == 1
     board.after(1_100_000)
     assert pit.port_read(0x61, 1) & 0x21 == 0x21
+
+
+# Anything.
+
+NUMBERS = st.one_of(st.integers(0, 255), st.integers(0, (1 << 32) - 1), st.sampled_from([0xFF, 0xFFFFFFFF, 1 << 31]))
+PORTS = [*range(0x40, 0x44), 0x61, 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1]
+MSRS = [
+    *range(0x800, 0x840),
+    0x1B,
+    0x6E0,
+    0x10,
+    0x3B,
+    0x2FF,
+    0x250,
+    0x200,
+    0x201,
+    0x400,
+    0x401,
+    0x17A,
+    0x17B,
+    0x4B564D01,
+]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["in", "out", "read", "write", "rdmsr", "wrmsr", "line", "interrupt", "time", "state"]),
+        st.integers(0, 4095), NUMBERS, st.sampled_from([1, 2, 4]),
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_nothing_that_a_guest_does_raises_anything(steps: list[tuple[str, int, int, int]]) -> None:
+    """Ports, registers and MSRs of all controllers; state that is read can always be written back."""
+    board = ANYTHING
+    vcpu = board.vm.vcpus[1]
+    apic = board.apics[1]
+    for step, where, value, size in steps:
+        port, data = PORTS[where % len(PORTS)], (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        if step == "in":
+            found = vcpu.port_read(port, size)
+            assert found is not None
+            assert 0 <= found < 256
+        elif step == "out":
+            assert vcpu.port_write(port, size, value & (1 << 8 * size) - 1)
+        elif step == "read":
+            for base in (0xFEE00000, 0xFEC00000):
+                answer = vcpu.mmio_read(base + where % 0x100 * (16 if base == 0xFEE00000 else 1), size)
+                assert answer is None or len(answer) == size
+        elif step == "write":
+            vcpu.mmio_write(0xFEE00000 + (where & ~15 if size == 4 else where), data)
+            vcpu.mmio_write(0xFEC00000 + where % 0x40, data)
+        elif step == "rdmsr":
+            found = vcpu.read_msr(MSRS[where % len(MSRS)])
+            assert found is None or 0 <= found < 1 << 64
+        elif step == "wrmsr":
+            assert vcpu.write_msr(MSRS[where % len(MSRS)], value << 32 * (size == 4) | value) in (True, False)
+        elif step == "line":
+            board.vm.irqs.set_line(USER, where % 30, bool(value & 1))
+        elif step == "interrupt":
+            vector = vcpu.interrupt()
+            assert vector is None or 0 <= vector < 256
+        elif step == "time":
+            board.after(where * value % 10_000_000)
+        else:
+            state = apic.get()
+            apic.set(state)
+            assert len(state) == 1024
+            for number in (0, 1):
+                assert board.vm.irqs.pic is not None
+                board.vm.irqs.pic.set(number, board.vm.irqs.pic.get(number))
+
+
+ANYTHING = Board(3)
+ANYTHING.enable()
+ANYTHING.vm.pit = Pit(ANYTHING.vm, True)
 
 
 # Timers.
