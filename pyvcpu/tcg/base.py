@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from .hostmap import Mapping
     from .lapic import Lapic
+    from .rings import Ring
     from .stats import StatsFile
     from .vmcore import VmCore
 
@@ -38,6 +39,7 @@ class Base(Thing):
     """The fields of a vCPU, and what is done to them by more than one part."""
 
     page: memoryview
+    ring: Ring | None = None
     mapping: Mapping
 
     def __init__(self, vm: VmCore, number: int) -> None:
@@ -70,7 +72,7 @@ class Base(Thing):
         self.wake_fd = -1
         self.sleeping = False
         self.counts: dict[str, int] = {}
-        self.stats: list[StatsFile] = []
+        self.stats: StatsFile | None = None
         self.clock_version = 0
         self.guest_stopped = False
         self.lapic: Lapic | None = None
@@ -92,6 +94,7 @@ class Base(Thing):
         """Have the vCPU look at its events: now where it sleeps, at the next block where it runs. Any thread."""
         self.cpu.attention = 1
         if self.sleeping:
+            self.vm.woken = True
             os.eventfd_write(self.wake_fd, 1)
 
     def count(self, name: str) -> None:
@@ -139,6 +142,7 @@ class Base(Thing):
         if host and not value:
             return
         self.tsc_offset += delta
+        self.clock_version = -1  # kvmclock's page names a TSC
         if not host:
             self.tsc_adjust = (self.tsc_adjust + delta) & M64
         if self.lapic is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 assert opcodes.FEATURES  # loading that module has filled the tables of the decoder
 LONGEST = 48  # instructions in a block
 NEVER = -1 << 60  # the count of a block that is not to be translated
-MOST_BLOCKS = 20_000  # then all are dropped: about 60 MB
+MOST_INSNS, MOST_FUNCTIONS = 200_000, 3_000  # decoded and translated; then all is dropped: 100 MB each
 
 
 class Block:
@@ -33,7 +33,6 @@ class Block:
 
     __slots__ = (
         "assume", "careful", "count", "epoch", "extents", "hot", "insns", "key", "place", "rip", "source", "tries",
-        "view",
     )  # fmt: skip
 
     def __init__(self, rip: int, place: Key, key: Key, insns: list[Insn], source: bytes) -> None:
@@ -43,7 +42,6 @@ class Block:
         self.epoch = 0
         # Where its bytes lie, with those that its translation includes: (gfn, first, end).
         self.extents: list[tuple[int, int, int]] = []
-        self.view: memoryview | None = None
         self.tries = 0  # how often its translation was given up for a more careful one
         self.assume = True  # the translation may assume what holds at its entry most of the time
         # Instructions whose accesses are mostly not plain memory: by the address, 1: pages with code, 2: worse.
@@ -68,18 +66,23 @@ class PageCode:
 class CodeCache:
     """All decoded code of a VM."""
 
-    __slots__ = ("blocks", "cpus", "epoch", "pages")
+    __slots__ = ("blocks", "cpus", "epoch", "functions", "insns", "pages")
 
     def __init__(self) -> None:
         self.blocks: dict[Key, Block] = {}
         self.pages: dict[int, PageCode] = {}
         self.cpus: list[Cpu] = []
         self.epoch = 0
+        self.insns = self.functions = 0  # since all was dropped
 
     def add(self, block: Block) -> None:
         """Keep a block, and see to it that writes to its bytes are noticed."""
-        if len(self.blocks) >= MOST_BLOCKS:
+        if self.insns >= MOST_INSNS:
             self.clear()
+        old = self.blocks.get(block.place)
+        if old is not None:
+            self.drop(old)
+        self.insns += len(block.insns)
         self.blocks[block.place] = block
         for extent in block.extents:
             self.claim(block, *extent)
@@ -118,7 +121,8 @@ class CodeCache:
 
     def drop(self, block: Block) -> None:
         """Forget a block."""
-        self.blocks.pop(block.place, None)
+        if self.blocks.pop(block.place, None) is not None:
+            self.insns -= len(block.insns)
         block.hot = None
         block.count = 0
         for gfn in {extent[0] for extent in block.extents}:
@@ -138,6 +142,7 @@ class CodeCache:
 
     def clear(self) -> None:
         """Forget everything."""
+        self.insns = self.functions = 0
         self.blocks.clear()
         self.pages.clear()
         for cpu in self.cpus:
@@ -174,7 +179,7 @@ def find(cpu: Cpu) -> Block:
     cache = cpu.code
     block = cache.blocks.get(place)
     if block is not None and block.epoch != cache.epoch:
-        if fresh(block):
+        if fresh(block, page):
             block.epoch = cache.epoch
         else:
             cache.drop(block)
@@ -186,18 +191,15 @@ def find(cpu: Cpu) -> Block:
     return block
 
 
-def fresh(block: Block) -> bool:
-    """Tell whether memory still holds a block's bytes, those of its translation too."""
+def fresh(block: Block, page: memoryview) -> bool:
+    """Tell whether memory still holds a block's bytes, those of its translation too; all lie in one page."""
     source = block.source
-    view = block.view
-    if view is None:
-        return False
     at = 0
     for _gfn, first, end in block.extents:
-        if view[first:end] != source[at : at + end - first]:
+        if bytes(page[first:end]) != source[at : at + end - first]:
             return False
         at += end - first
-    return True
+    return bool(source)
 
 
 def decode_block(cpu: Cpu, rip: int, linear: int, physical: int, page: memoryview, place: Key) -> Block:
@@ -228,7 +230,6 @@ def decode_block(cpu: Cpu, rip: int, linear: int, physical: int, page: memoryvie
     end = min(start + at, 4096)
     block = Block(rip, place, cpu.code_key, insns, code[: end - start])
     block.extents.append((physical >> 12, start, end))
-    block.view = page
     block.epoch = cpu.code.epoch
     if longest == 1:
         block.count = NEVER

@@ -34,10 +34,6 @@ class Clock:
         """Return the nanoseconds since 1970."""
         return time.time_ns()
 
-    def work(self) -> int:
-        """Return the nanoseconds that the calling thread has worked."""
-        return time.thread_time_ns()
-
     def give_way(self) -> None:
         """Let other threads have the interpreter for a moment."""
         time.sleep(0.000_01)

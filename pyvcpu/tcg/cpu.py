@@ -234,11 +234,18 @@ class Cpu:
             mmu.flush(self)
         if self.bits != 64:
             self.regs[:8] = [value & M32 for value in self.regs[:8]]
+        self.mmio_at = 0
         self.wake = 1
 
     def execute(self, budget: int) -> int:
         """Run about `budget` instructions, until one of EXIT_*."""
         self.enter()
+        if self.mmio_replay or self.port_answer is not None:
+            # an instruction waits for its answers: nothing may come in between that accesses devices itself
+            try:
+                self.one()
+            except Exit as leaving:
+                return leaving.code
         left = before = budget
         insn: Insn | None = None
         while True:

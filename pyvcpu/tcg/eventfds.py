@@ -164,6 +164,7 @@ class Helper:
 
     def _serve(self) -> None:
         timers, clock = self._vm.timers, self._vm.clock
+        signals.block_all()  # a signal to the process must reach the thread that may be in KVM_RUN
         while True:
             with self._lock:
                 gone, self._gone = self._gone, []

@@ -29,3 +29,7 @@ class Exit(Exception):
 
 class Slow(Exception):
     """An access that translated code leaves to the cold tier: not in the TLB, a device, a page with code, a fault."""
+
+
+class Missing(Slow):
+    """An access that is going to fault, most likely once: the page is not there yet, or not writable."""

@@ -16,12 +16,12 @@ FAILED = ctypes.c_void_p(-1).value
 
 
 class Mapping:
-    """A shared mapping of the first bytes of a file. `view` shows it until close()."""
+    """A shared mapping of some bytes of a file, whole pages. `view` shows it until close()."""
 
     __slots__ = ("address", "size", "view")
 
-    def __init__(self, fd: int, size: int) -> None:
-        address = _mmap(None, size, READ_WRITE, SHARED, fd, 0)
+    def __init__(self, fd: int, size: int, offset: int = 0) -> None:
+        address = _mmap(None, size, READ_WRITE, SHARED, fd, offset)
         if address is None or address == FAILED:
             raise OSError(ctypes.get_errno() or errno.ENOMEM, "mmap")
         self.address, self.size = int(address), size

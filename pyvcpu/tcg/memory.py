@@ -14,6 +14,7 @@ import threading
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from .blocks import CodeCache
+    from .rings import Rings
 
 PAGE = 4096
 LOG_DIRTY_PAGES, READONLY = 1, 2
@@ -49,6 +50,7 @@ class Memory:
         self.initially_set = False
         self._sorted: list[Slot] = []
         self._pages: dict[int, memoryview] = {}
+        self.rings: Rings | None = None
         self._logging = False
 
     # What a Cpu asks.
@@ -69,6 +71,9 @@ class Memory:
             slot = self.slot_of(gfn)
             if slot is not None and slot.dirty is not None:
                 at = gfn - slot.first
+                if self.rings is not None:
+                    self.rings.push(slot.id, at)
+                    return
                 with self.lock:
                     slot.dirty[at >> 3] |= 1 << (at & 7)
 
@@ -179,6 +184,8 @@ class Memory:
 
     def logged(self, number: int) -> tuple[Slot, bytearray]:
         """Return a slot whose writes are logged. Raise OSError."""
+        if self.rings is not None:
+            raise OSError(errno.ENXIO, "there are dirty rings")
         if number >> 16 or number & 0xFFFF >= SLOTS:
             raise OSError(errno.EINVAL, "slot")
         slot = self.slots.get(number)

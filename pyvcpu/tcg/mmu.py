@@ -6,7 +6,7 @@ access (a device, a read-only slot, a page with decoded code or a watchpoint) ne
 
 from __future__ import annotations
 
-from .exceptions import GP, SS, Fault, Slow
+from .exceptions import GP, SS, Fault, Missing, Slow
 from .mmio import AFTER_CODE, AFTER_WATCH, mmio_read, mmio_write
 from .paging import M32, M64, PACK, UNPACK, translate
 from .paging import SUPERVISOR_AC as SUPERVISOR_AC
@@ -39,7 +39,7 @@ class Tlb(dict[int, memoryview]):
         try:
             page = fill(self.cpu, number << 12, self.write, self.user)
         except Fault:
-            raise Slow from None
+            raise Missing from None
         if page is None or self.get(number) is None:
             raise Slow
         return page

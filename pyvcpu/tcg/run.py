@@ -17,6 +17,7 @@ from .signals import drain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
+    from .rings import Ring
     from .vcpu import Vcpu
 
 # Signals and timers are looked at every so many instructions: as many as take about SHORT to LONG_TURN ns.
@@ -30,6 +31,7 @@ SREGS_AT = SYNC + state.REGS.size
 EVENTS_AT = SREGS_AT + state.SREGS.size
 RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED = range(4)
 IF = 1 << 9
+DIRTY_RING_FULL = 31
 
 
 def kvm_run(vcpu: Vcpu, argument: int) -> int:
@@ -41,9 +43,22 @@ def kvm_run(vcpu: Vcpu, argument: int) -> int:
         signals = vcpu.signals
         signals.enter()
         try:
-            return _run(vcpu)
+            if vcpu.ring is None:
+                return _run(vcpu)
+            return _run_with_ring(vcpu, vcpu.ring)
         finally:
             signals.leave()
+
+
+def _run_with_ring(vcpu: Vcpu, ring: Ring) -> int:
+    """Run a vCPU whose written pages go into a ring; a ring that is nearly full is to be emptied first."""
+    rings = vcpu.vm.memory.rings
+    assert rings is not None
+    rings.by_thread[vcpu.thread] = ring
+    try:
+        return _run(vcpu)
+    finally:
+        del rings.by_thread[vcpu.thread]
 
 
 def _run(vcpu: Vcpu) -> int:
@@ -74,6 +89,7 @@ def _run(vcpu: Vcpu) -> int:
         if page[IMMEDIATE_EXIT]:
             raise OSError(errno.EINTR, "immediate_exit")
         _loop(vcpu)
+        vcpu.count("exits")
         return 0
     except OSError:
         vcpu.was_kicked = True
@@ -119,6 +135,8 @@ def _save(vcpu: Vcpu) -> None:
     else:
         ready = int(bool(flags & IF) and not cpu.interrupt_shadow and cpu.pending is None and vcpu.window_accepted())
     HEAD.pack_into(page, READY, ready, flags >> 9 & 1, 0, vcpu.get_cr8(), vcpu.apic_base)
+    if vcpu.stats is not None:
+        vcpu.stats.write(vcpu.counts)
     (valid,) = LONG.unpack_from(page, VALID_REGS)
     if valid & 7:
         if valid & REGS:
@@ -136,7 +154,6 @@ def _loop(vcpu: Vcpu) -> None:
     """Run until there is an exit, written into the page. Raise OSError EINTR for a signal."""
     cpu, vm, signals = vcpu.cpu, vcpu.vm, vcpu.signals
     timers, clock = vm.timers, vm.clock
-    worked = clock.work()
     WORD.pack_into(vcpu.page, EXIT_REASON, UNKNOWN)
     cpu.recheck()
     while True:
@@ -147,6 +164,9 @@ def _loop(vcpu: Vcpu) -> None:
         if vcpu.init_pending or vcpu.sipi_pending:
             with vm.irqs.lock:
                 vcpu.accept_init_sipi()
+        if vcpu.ring is not None and vcpu.ring.full():
+            WORD.pack_into(vcpu.page, EXIT_REASON, DIRTY_RING_FULL)
+            return
         if vcpu.mp_state != RUNNABLE:
             if _block(vcpu):
                 break
@@ -157,6 +177,7 @@ def _loop(vcpu: Vcpu) -> None:
             shutdown(vcpu)
             return
         _prepare(vcpu)
+        began = clock.now()
         vm.inside.add(vcpu)
         try:
             code = cpu.execute(vcpu.budget)
@@ -167,19 +188,27 @@ def _loop(vcpu: Vcpu) -> None:
                 vm.notify_left()
         if code != EXIT_ATTENTION and EXITS[code](vcpu):
             return
-        if vm.inside:
-            clock.give_way()  # the others run meanwhile: turns of a millisecond, not of the interpreter's five
-        before, worked = worked, clock.work()
-        if worked - before > LONG_TURN:
-            vcpu.budget = max(vcpu.budget >> 1, LEAST)
-        elif worked - before < SHORT_TURN and code == EXIT_ATTENTION:
-            vcpu.budget = min(vcpu.budget << 1, MOST)
+        if code == EXIT_ATTENTION:
+            _after_turn(vcpu, clock.now() - began)
         if timers.next <= clock.now():
             timers.run()
         if signals.pending():
             break
+    vcpu.count("signal_exits")
     WORD.pack_into(vcpu.page, EXIT_REASON, INTR)
     raise OSError(errno.EINTR, "signal")
+
+
+def _after_turn(vcpu: Vcpu, took: int) -> None:
+    """Let others have a turn; without others, see to it that the next one is about a millisecond."""
+    vm = vcpu.vm
+    if vm.inside or vm.woken:
+        vm.woken = False
+        vm.clock.give_way()
+    elif took > LONG_TURN:
+        vcpu.budget = max(vcpu.budget >> 1, LEAST)
+    elif took < SHORT_TURN:
+        vcpu.budget = min(vcpu.budget << 1, MOST)
 
 
 def _prepare(vcpu: Vcpu) -> None:

@@ -77,6 +77,11 @@ class Signals:
         return bool(code < 0 and ctypes.get_errno() == errno.EINTR)
 
 
+def block_all() -> None:
+    """Leave all signals to the other threads of the process, for good."""
+    _mask(SIG_BLOCK, _ALL, None)
+
+
 def wait(fds: list[int], nanoseconds: int | None) -> list[int]:
     """Wait until one of some fds can be read, or for a time; return those that can be."""
     array = (pollfd * len(fds))(*[pollfd(fd, POLLIN) for fd in fds])

@@ -1,6 +1,7 @@
-"""The file of KVM_GET_STATS_FD (api.rst 4.133): what was counted until it was opened, and since.
+"""The file of KVM_GET_STATS_FD (api.rst 4.133).
 
-The file is one of memory, filled when it is opened and each time that KVM_RUN is left while it is open.
+It is one of memory, one for each vCPU and VM, made at the first request. A vCPU's is brought up to date each time that
+KVM_RUN is left. Every request gets a duplicate of its fd.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ VCPU_STATS = (
 
 
 class StatsFile:
-    """An open file of statistics. `write` brings it up to date."""
+    """A file of statistics."""
 
     __slots__ = ("_table", "_where", "fd")
 
@@ -41,11 +42,6 @@ class StatsFile:
         self.write(counts)
 
     def write(self, counts: dict[str, int]) -> None:
-        """Write the values."""
+        """Bring it up to date."""
         data = b"".join(pack("<Q", counts.get(name, 0)).ljust(8 * size, b"\0") for name, _, size in self._table)
         os.pwrite(self.fd, data, self._where)
-
-
-def open_stats(name: str, counts: dict[str, int], of_vcpu: bool) -> int:
-    """Return the fd of a new file."""
-    return StatsFile(name, counts, of_vcpu).fd

@@ -70,7 +70,7 @@ def step(cpu: Cpu) -> int:
     try:
         cpu.wake = 0
         shadow, cpu.interrupt_shadow = cpu.interrupt_shadow, False
-        if cpu.pending is not None:
+        if cpu.pending is not None and not cpu.mmio_replay and cpu.port_answer is None:
             event, cpu.pending = cpu.pending, None
             deliver(cpu, event.vector, event.error, event.kind)
         try:

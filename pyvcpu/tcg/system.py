@@ -55,6 +55,8 @@ CAPABILITIES: dict[int, int] = {
     Cap.SYNC_REGS: 7,
     Cap.X2APIC_API: 3,
     Cap.MANUAL_DIRTY_LOG_PROTECT2: 3,
+    Cap.DIRTY_LOG_RING: 1 << 20,
+    Cap.DIRTY_LOG_RING_ACQ_REL: 1 << 20,
     Cap.SET_GUEST_DEBUG2: GUEST_DEBUG,
     Cap.XSAVE2: 4096,
 }  # fmt: skip

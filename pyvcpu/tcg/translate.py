@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from struct import error as StructError
 
-from .blocks import NEVER, Block
-from .exceptions import Exit, Fault, Slow
+from .blocks import MOST_FUNCTIONS, NEVER, Block
+from .exceptions import Exit, Fault, Missing, Slow
 from .interp import flags_of
 from .mmu import mixed_page
 from .paging import PACK, UNPACK
@@ -136,9 +136,11 @@ def recover(cpu: Cpu, problem: Exception, state: dict[str, Any], region: Region)
     cpu.rip = site.insn.rip
     insns = site.block.insns
     cpu.resume = insns[insns.index(site.insn) :]
-    site.hits += 1
-    if site.hits >= CAREFUL_AFTER:
-        rethink(cpu, region)
+    # What crosses a page or faults is seldom; a device, a page with code or an offset that wraps comes back each time.
+    if isinstance(problem, Slow) and not isinstance(problem, Missing):
+        site.hits += 1
+        if site.hits >= CAREFUL_AFTER:
+            rethink(cpu, region)
     return ran
 
 
@@ -218,6 +220,10 @@ def translate(cpu: Cpu, block: Block) -> None:
         first = other.extents[0]
         extents.append(first)
         code += other.source[: first[2] - first[1]]
+    if cpu.code.functions >= MOST_FUNCTIONS:
+        cpu.code.clear()
+        return
+    cpu.code.functions += 1
     block.extents, block.source = extents, code
     for extent in extents[1:]:
         cpu.code.claim_again(block, *extent)

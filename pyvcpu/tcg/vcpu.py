@@ -15,6 +15,7 @@ from . import msrs, paging
 from .contract import EVENT_EXCEPTION, Event
 from .exceptions import Fault
 from .hostmap import Mapping
+from .rings import OFFSET, Ring
 from .thing import fetch, give
 from .vcpu_state import VcpuState
 
@@ -49,8 +50,11 @@ class Vcpu(VcpuState):
         """Return a new memory file, and map it, with the ring of coalesced writes as its last page."""
         fd = os.memfd_create(f"{self.NAME}:{self.id}", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(fd, RUN_SIZE)
+            rings = self.vm.memory.rings
+            os.ftruncate(fd, RUN_SIZE if rings is None else OFFSET + rings.size)
             self.mapping = Mapping(fd, RUN_SIZE)
+            if rings is not None:
+                self.ring = Ring(fd, rings.size, self.kick)
         except OSError:
             os.close(fd)
             raise
@@ -67,6 +71,10 @@ class Vcpu(VcpuState):
         if self.lapic is not None:
             self.lapic.stop()
         self.mapping.close()
+        if self.ring is not None:
+            self.ring.close()
+        if self.stats is not None:
+            os.close(self.stats.fd)
         if self.wake_fd >= 0:
             os.close(self.wake_fd)
 
@@ -172,6 +180,7 @@ class Vcpu(VcpuState):
         now = self.tsc()
         self.tsc_khz = khz or TSC_KHZ
         self.tsc_offset += now - self.tsc()
+        self.clock_version = -1
         return 0
 
     def _kvmclock_ctrl(self, argument: int) -> int:
@@ -250,9 +259,11 @@ class Vcpu(VcpuState):
         return 0
 
     def _stats_fd(self, argument: int) -> int:
-        from .stats import open_stats
+        from .stats import StatsFile
 
-        return open_stats(f"kvm-{os.getpid()}/vcpu-{self.id}", self.counts, True)
+        if self.stats is None:
+            self.stats = StatsFile(f"kvm-{os.getpid()}/vcpu-{self.id}", self.counts, True)
+        return os.dup(self.stats.fd)
 
 
 def _run(vcpu: Vcpu, argument: int) -> int:

@@ -28,8 +28,9 @@ TSC_KHZ = 1_000_000
 REALTIME, HOST_TSC, TSC_STABLE = 4, 8, 2
 M64 = 0xFFFF_FFFF_FFFF_FFFF
 (
-    CAP_SPLIT, CAP_X2APIC, CAP_PAYLOAD, CAP_MANUAL_LOG, CAP_USER_MSR, CAP_TRIPLE_FAULT, CAP_ENFORCE_PV
-) = 121, 129, 164, 168, 188, 218, 190  # fmt: skip
+    CAP_SPLIT, CAP_X2APIC, CAP_PAYLOAD, CAP_MANUAL_LOG, CAP_USER_MSR, CAP_RING, CAP_TRIPLE_FAULT,
+    CAP_RING_ACQ_REL,
+) = 121, 129, 164, 168, 188, 192, 218, 223  # fmt: skip
 
 
 class Vm(VmCore):
@@ -88,6 +89,8 @@ class Vm(VmCore):
         elif cap == CAP_X2APIC and not value & ~3:
             irqs.wide_ids = irqs.wide_ids or bool(value & 1)
             irqs.broadcast_quirk_off = irqs.broadcast_quirk_off or bool(value & 2)
+        elif cap in (CAP_RING, CAP_RING_ACQ_REL):
+            self._make_rings(value)
         elif cap == CAP_PAYLOAD:
             self.exception_payload = bool(value)
         elif cap == CAP_TRIPLE_FAULT:
@@ -163,7 +166,21 @@ class Vm(VmCore):
         return 0
 
     def _reset_rings(self, argument: int) -> int:
-        raise OSError(errno.EINVAL, "there are no dirty rings")
+        rings = self.memory.rings
+        if rings is None:
+            raise OSError(errno.EINVAL, "there are no dirty rings")
+        count = rings.reset(self.dirty_rings())
+        if count:
+            self.memory.generation += 1
+            self.settle()
+        return count
+
+    def _make_rings(self, size: int) -> None:
+        from .rings import Rings
+
+        if self.memory.rings is not None or self.vcpus:
+            raise OSError(errno.EINVAL, "too late")
+        self.memory.rings = Rings(size)
 
     # vCPUs.
 
@@ -322,9 +339,11 @@ class Vm(VmCore):
         raise OSError(errno.ENODEV, "no such device")
 
     def _stats_fd(self, argument: int) -> int:
-        from .stats import open_stats
+        from .stats import StatsFile
 
-        return open_stats(f"kvm-{os.getpid()}", self._counts, False)
+        if self.stats is None:
+            self.stats = StatsFile(f"kvm-{os.getpid()}", {}, False)
+        return os.dup(self.stats.fd)
 
     REQUESTS: ClassVar[dict[int, Request]] = {
         basic.KVM_CHECK_EXTENSION.number: _check_extension,

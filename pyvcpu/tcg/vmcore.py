@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 from struct import pack
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # mypy reads this as True
     from .kernel import TcgKernel
     from .msrs import Filter
     from .pit import Pit
+    from .rings import Ring
+    from .stats import StatsFile
     from .vcpu import Vcpu
 
 TSC_KHZ = 1_000_000
@@ -59,9 +62,14 @@ class VmCore(Thing):
         self.msr_filter: Filter | None = None
         self.inside: set[Vcpu] = set()  # those in Cpu.execute()
         self.settling = 0
+        self.woken = False  # a vCPU that slept wants to run
         self._left = threading.Condition()
         self._users = 1  # open fds
-        self._counts: dict[str, int] = {}
+        self.stats: StatsFile | None = None
+
+    def dirty_rings(self) -> list[Ring]:
+        """Return the dirty rings of all vCPUs."""
+        return [vcpu.ring for vcpu in list(self.vcpus.values()) if vcpu.ring is not None]
 
     # Its life.
 
@@ -80,6 +88,8 @@ class VmCore(Thing):
             vcpu.destroy()
         self.events.close()
         self.zones.close()
+        if self.stats is not None:
+            os.close(self.stats.fd)
 
     def settle(self) -> None:
         """Wait until every vCPU has left the code that it was in, so that none has an old page any more."""

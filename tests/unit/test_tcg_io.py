@@ -325,3 +325,30 @@ def test_cpuid_counts_once_a_vcpu_has_run() -> None:
         with pytest.raises(KvmError) as caught:
             made.vcpu.set_cpuid2(table)
         assert caught.value.errno == errno.EINVAL
+
+
+# Dirty rings.
+
+
+def test_a_dirty_ring_that_fills_up_loses_nothing() -> None:
+    """4096 bytes are 256 entries, of which 64 stay free; each write is to another page of a slot of 300."""
+    with mmap.mmap(-1, 300 * PAGE) as host, rig() as other:
+        vm = other.kvm.create_vm()
+        vm.enable_cap(Cap.DIRTY_LOG_RING, 4096)
+        vm.set_user_memory_region(0, 0, 300 * PAGE, address_of(host), LOG_DIRTY_PAGES)
+        with vm, vm.create_vcpu(0) as vcpu, vcpu.map_run(other.kvm.get_vcpu_mmap_size()) as page:
+            sregs = vcpu.get_sregs()
+            sregs.cs.base = sregs.cs.selector = 0
+            sregs.cr0 |= 1
+            for segment in (sregs.cs, sregs.ds):
+                segment.limit, segment.g, segment.db = 0xFFFFFFFF, 1, 1
+            vcpu.set_sregs(sregs)
+            code = b"\x88\x03\x81\xc3\x00\x10\x00\x00\xeb\xf6"  # 1: mov %al,(%ebx); add $0x1000,%ebx; jmp 1b
+            host[0x100 : 0x100 + len(code)] = code
+            vcpu.set_regs(abi.kvm_regs(rip=0x100, rbx=0x1000, rflags=2))
+            with vcpu.map_dirty_ring() as ring:
+                assert (vcpu.run(), page[8]) == (0, Exit.MMIO)  # behind the slot's end
+                assert (vcpu.run(), page[8]) == (0, Exit.DIRTY_RING_FULL)
+                found = ring.harvest()
+                assert vm.reset_dirty_rings() == len(found) == 256
+                assert found + ring.harvest() == [(0, number) for number in range(1, 300)]

@@ -450,6 +450,39 @@ def test_a_device_is_read_and_written_by_one_instruction(hot_after: int) -> None
     assert not cpu.mmio_replay
 
 
+@pytest.mark.parametrize("hot_after", [1, 1 << 60])
+def test_an_interrupt_waits_for_a_device_access_to_end(hot_after: int) -> None:
+    machine = protected()
+    cpu = machine.cpu
+    cpu.hot_after = hot_after
+    cpu.regs[3] = 0x200000
+    machine.put(STUBS + 0x31 * 16, bytes.fromhex("8b0b cf"))  # mov ecx,[ebx]; iret
+    machine.put(0x1000, bytes.fromhex("fb908b03f4"))  # sti; nop; mov eax,[ebx]; hlt
+    assert cpu.execute(BUDGET) == EXIT_MMIO
+    machine.platform.vectors, cpu.irq_pending = [0x31], True
+    cpu.complete_mmio(b"\x11\0\0\0")
+    assert cpu.execute(BUDGET) == EXIT_MMIO
+    assert (cpu.regs[0], cpu.rip) == (0x11, STUBS + 0x31 * 16)
+    cpu.complete_mmio(b"\x22\0\0\0")
+    assert cpu.execute(BUDGET) == EXIT_HALT
+    assert (cpu.regs[0], cpu.regs[1]) == (0x11, 0x22)
+
+
+def test_a_string_of_a_port_goes_to_a_device() -> None:
+    machine = protected()
+    cpu = machine.cpu
+    cpu.regs[1], cpu.regs[2], cpu.regs[7] = 2, 0x60, 0x200000
+    machine.put(0x1000, bytes.fromhex("f36cf4"))  # rep insb; hlt
+    seen: list[tuple[int, bytes]] = []
+    while (code := cpu.execute(BUDGET)) in (EXIT_PIO, EXIT_MMIO):
+        if code == EXIT_PIO:
+            cpu.complete_in(bytes((0x40 + len(seen),)))
+        else:
+            seen.append((cpu.exit_address, cpu.exit_data))
+            cpu.complete_mmio(None)
+    assert (code, seen) == (EXIT_HALT, [(0x200000, b"\x40"), (0x200001, b"\x41")])
+
+
 def test_movs_from_device_to_device() -> None:
     machine = protected()
     cpu = machine.cpu
@@ -538,3 +571,18 @@ def test_stores_beside_code_are_cheap_and_right() -> None:
     cpu.regs[1] = 300
     run(machine, "890dc0100000ff05c4100000e2f2f4")  # l: mov [0x10c0],ecx; inc dword ptr [0x10c4]; loop l; hlt
     assert (machine.get(0x10C0, 4), machine.get(0x10C4, 4), cpu.rip) == (1, 300, 0x100F)
+
+
+def test_the_store_of_code_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvcpu.tcg.blocks.MOST_INSNS", 200)
+    monkeypatch.setattr("pyvcpu.tcg.translate.MOST_FUNCTIONS", 3)
+    machine = protected()
+    cpu = machine.cpu
+    cpu.hot_after = 2
+    machine.put(0x1000, b"\x40\xeb\x00" * 0x800 + b"\xf4")  # inc eax; jmp to the next
+    for turn in range(1, 4):
+        cpu.rip = 0x1000
+        assert cpu.execute(1 << 20) == EXIT_HALT
+        assert cpu.regs[0] == 0x800 * turn
+        assert cpu.code.insns <= 200 + 48
+        assert cpu.code.functions <= 3
