@@ -101,7 +101,7 @@ def hand_on(name: str, lines: BinaryIO) -> None:
             sys.stdout.buffer.flush()
 
 
-def groups(mmu: str, checks: bool) -> list[list[str]]:
+def groups(mmu: str, checks: bool = False) -> list[list[str]]:
     """Return what pytest is to run with one kind of paging, in one rig after the other; of the `checks` only these."""
     if checks:
         return [["tests/amd"], [f"tests/kvm/test_{name}.py" for name in CHECKS]]
@@ -122,7 +122,7 @@ def run_kind(mmu: str, arguments: list[str], timeout: float, again: bool, *, che
     """
     started = time.monotonic()
     statuses = []
-    for group in groups(mmu, checks):
+    for group in groups(mmu, checks) if checks else groups(mmu):
         say(f"kvm_amd with {mmu} paging: {' '.join(group)}")
         for _ in range(TRIES):
             left = timeout - (time.monotonic() - started)
