@@ -10,7 +10,6 @@ import struct
 
 from ..errors import ConfigError
 from .acpi_pm import CONTROL, EVENT, PM_BASE, SCI, SLEEP_TYPE_S5, TIMER
-from .pci import ADDRESS_PORT
 from .ports import PANIC_PORT
 from .reset import RESET_CONTROL_PORT, RESET_CPU, RESET_SYSTEM
 
@@ -172,8 +171,6 @@ def _dsdt(virtio: Iterable[tuple[int, int, int]], rtc: bool) -> bytes:
     if rtc:
         resources = _io(RTC_PORT, RTC_LENGTH) + _interrupt(RTC_IRQ, edge=True)
         devices.append(_device("RTC", _dword(_eisa_id("PNP0B00")), 0, resources))
-    resources = _bus_numbers(0, 0) + _io(ADDRESS_PORT, 8)
-    devices.append(_device("PCI0", _dword(_eisa_id("PNP0A03")), 0, resources))
     devices.append(_device("PEVT", _string("QEMU0001"), 0, _io(PANIC_PORT, 1)))
     for index, (address, length, gsi) in enumerate(virtio):
         resources = _memory(address, length) + _interrupt(gsi, edge=False)
@@ -248,12 +245,6 @@ EDGE = 1 << 1  # active high and exclusive otherwise
 
 def _io(port: int, length: int) -> bytes:
     return struct.pack("<2B2H2B", 0x47, DECODE_16, port, port, 1, length)
-
-
-def _bus_numbers(first: int, last: int) -> bytes:
-    """Return the WordBusNumber descriptor of a host bridge's buses, both ends fixed (section 6.4.3.5.3)."""
-    bus_kind, fixed = 2, 0x0C
-    return struct.pack("<BH3B5H", 0x88, 13, bus_kind, fixed, 0, 0, first, last, 0, last - first + 1)
 
 
 def _memory(address: int, length: int) -> bytes:

@@ -155,6 +155,13 @@ class Board:
         floppies = [backend.size for backend, _ in self.drives]
         return contents(self._context.memory.ranges, floppies, self._topology.cpus)
 
+    def tell_kernel(self, image: bytes, append: str, initrd: Sequence[tuple[str, bytes]]) -> None:
+        """Have fw_cfg hold the Linux kernel that is being booted, its command line and initrd."""
+        from ..boot.layout import c_string
+        from ..devices.fw_cfg import kernel_items
+
+        self.fw_cfg_items = kernel_items(image, c_string(append), b"".join(data for _, data in initrd[:1]))
+
     def _fw_cfg_items(self) -> dict[int, bytes]:
         from ..boot.layout import memory_map
         from ..devices import fw_cfg
@@ -262,6 +269,15 @@ class Board:
         from ..devices.acpi import BASE, build
 
         return BASE, build(apic_ids, virtio=self._virtio, pic=pic)
+
+    def smbios(self) -> tuple[int, bytes]:
+        """Return the address and the bytes of the SMBIOS tables, the entry points first."""
+        from .. import __version__
+        from ..devices.smbios import BASE, build
+
+        ranges = [(start, end) for start, end, _ in self._context.memory.ranges]
+        topology = self._topology
+        return BASE, build(ranges, topology.sockets, topology.cores, topology.threads, __version__)
 
     # The machine's life.
 

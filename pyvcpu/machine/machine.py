@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     Image = bytes | bytearray | str | os.PathLike[str]
 
 BIOS_FORMATS, BIOS_LEAST = ("bootsector", "linux16"), 1 << 20  # whose guests call a BIOS; bytes of RAM for it
+ACPI_BASE, ACPI_END = 0xE0000, 0xFC000  # where the tables are (devices.acpi.BASE), and until where
 COUNTED = ("flat", "elf")  # formats whose guests are told the number of vCPUs in (R)SI
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
@@ -194,6 +195,8 @@ class Machine:
             from ..bios.drives import MemoryDisk
 
             self.board.bios.drives.add(MemoryDisk(content), first=True)
+        if plan.format in ("linux", "linux16"):
+            self.board.tell_kernel(content, append, initrd)
         self.load_plan(plan)
 
     def _acpi(self) -> tuple[int, bytes]:
@@ -204,7 +207,7 @@ class Machine:
         """Load what a loader planned, or what you made yourself. Before the first start only."""
         self._not_closed()
         self._not_started("load the image")
-        plan = self._with_bios(plan)
+        plan = self._with_smbios(self._with_bios(plan))
         for vcpu, start in zip(self.vcpus, plan.starts, strict=True):
             vcpu.start = start
             if start is not None and plan.format in COUNTED and self.topology.cpus < len(self.vcpus):
@@ -223,6 +226,14 @@ class Machine:
         plan = self.board.bios.take_over(plan, irqchip)
         return plan if irqchip == "none" else plan.with_segments([self._acpi()])
 
+    def _with_smbios(self, plan: Plan) -> Plan:
+        """Return `plan` with SMBIOS tables where it has ACPI's: for guests that search for either."""
+        if not any(ACPI_BASE <= address < ACPI_END for address, _ in plan.segments):
+            return plan
+        address, tables = self.board.smbios()
+        taken = any(first < address + len(tables) and address < first + len(data) for first, data in plan.segments)
+        return plan if taken else plan.with_segments([(address, tables)])
+
     def _write_segments(self) -> None:
         for address, data in self._plan.segments if self._plan is not None else ():
             self.memory.write(address, data)
@@ -230,13 +241,17 @@ class Machine:
     def on_port(
         self,
         port: int,
+        length: int | None = None,
         *,
-        read: Callable[[Vcpu, int], bytes | int] | None = None,
-        write: Callable[[Vcpu, bytes], object] | None = None,
+        read: Callable[..., bytes | int] | None = None,
+        write: Callable[..., object] | None = None,
         name: str = "handler",
         coalesce: bool = False,
     ) -> Region:
         """Serve `port`: `read(vcpu, size)` returns `size` bytes or a number, `write(vcpu, data)` takes bytes.
+
+        With a `length`, serve as many ports from this one on: `read(vcpu, offset, size)`, `write(vcpu, offset, data)`,
+        offsets from `port` on; an access belongs to the port of its first byte.
 
         They run on the thread of the vCPU that made the access; what they raise stops the machine and comes out of
         run(). A string instruction calls once per element. Raise ConfigError when the port is taken. Any thread.
@@ -245,16 +260,19 @@ class Machine:
         any later exit, within 20 ms, and at the end. `write` is then called with None for the vCPU, and once for
         several writes in turn, their bytes joined.
         """
-        region = self.ports.claim(
-            port,
-            1,
-            read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
-            write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
-            direct=write,
-            name=name,
-        )
+        if length is None:
+            region = self.ports.claim(
+                port,
+                1,
+                read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
+                write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
+                direct=write,
+                name=name,
+            )
+        else:
+            region = self.ports.claim(port, length, read=read, write=write, name=name)
         if coalesce:
-            self._coalesce(port, 1, region, pio=True)
+            self._coalesce(port, length or 1, region, pio=True)
         return region
 
     def on_mmio(

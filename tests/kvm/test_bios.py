@@ -176,7 +176,7 @@ def test_a_flat_image_has_a_bios_if_it_is_asked_for() -> None:
     code = b"\xb8\x41\x0e\xcd\x10\xf4"  # mov $0x0e41, %ax; int $0x10; hlt
     said: list[bytes] = []
     with Machine(kvm=DEVICE, output=said.append) as machine:
-        assert machine.bios
+        machine.bios.drives.add(MemoryDisk(bytes(512)))
         machine.load(code)
         assert machine.run(timeout=DEADLINE).reason == "halted"
     assert said == [b"A"]
