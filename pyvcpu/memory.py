@@ -106,6 +106,13 @@ class GuestMemory:
         for slot, (start, end, offset) in enumerate(self.ranges):
             vm.set_user_memory_region(slot, start, end - start, host + offset)
 
+    def host_address(self, address: int, length: int = 1) -> int:
+        """Return where the `length` bytes of RAM at guest physical `address` are in this process, for its lifetime.
+
+        For what wants addresses: ioctls, ctypes, memory slots of one's own. Raise GuestMemoryError outside RAM.
+        """
+        return self._address() + self._offset(address, length)
+
     @property
     def end_of_low(self) -> int:
         """Where the RAM below 4 GiB ends."""

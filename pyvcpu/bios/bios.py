@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 MIB = 1 << 20
 NAP = 0.005  # seconds between two looks for what an interrupt cannot tell
 SAID_MOST = 100
+FAIL_BY_CARRY = (0x13, 0x15, 0x1A)
 FAULTS = {0x00: "a division error", 0x06: "an invalid instruction"}
 
 
@@ -202,6 +203,8 @@ class Bios:
         except GuestMemoryError as error:
             where = f"INT {call.vector:02X}h AH={call.ah:02X}h"
             self.say((call.vector, call.ah, "memory"), f"{where}: it points outside of memory ({error})")
+            if call.vector in FAIL_BY_CARRY and call.holds_frame():
+                call.cf = True
             return None
 
     def _unknown(self, call: Call) -> None:

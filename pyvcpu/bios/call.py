@@ -141,6 +141,10 @@ class Call:
         frame = self.memory.read(self._frame, 4)
         return int.from_bytes(frame[2:], "little"), int.from_bytes(frame[:2], "little")
 
+    def holds_frame(self) -> bool:
+        """Whether the caller's stack, with its flags, is in memory."""
+        return any(start <= self._frame and self._frame + 6 <= end for start, end, _ in self.memory.ranges)
+
     # Flags: those that IRET will take from the stack
 
     def flag(self, mask: int) -> bool:

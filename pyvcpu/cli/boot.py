@@ -41,6 +41,7 @@ passed; 130 interrupted.
 example: python -m pyvcpu boot examples/images/hello.bin --smp 4"""
 
 
+FW_CFG = "name=NAME,file=F|string=S"
 OPTIONS = (
     Option("image", "the file to boot", "IMAGE"),
     SMP_OPTION,
@@ -55,6 +56,7 @@ OPTIONS = (
     Option("--start", "all: every vCPU starts (flat images); bsp: the others wait for SIPI", "WHO"),
     Option("--irqchip", "none (flat images), kernel (all others) or split", "KIND"),
     Option("--disk", "a virtio disk, of raw bytes; can be given again", "FILE[,ro]", repeated=True),
+    Option("--fw-cfg", "a file that the guest finds in fw_cfg; can be given again", FW_CFG, repeated=True),
     Option("--rng", "a virtio entropy source"),
     Option("--reboot", "boot again when the guest asks for a reset, instead of ending"),
     Option("--timeout", "end with status 124 after S seconds", "S"),
@@ -116,6 +118,11 @@ class Job:
             is_disk = is_sector and boots_as_disk(options.image, self._image, options.format)
             if options.disk or is_disk:
                 self._disks = Disks(options.disk, options.image if is_disk else None)
+        self._fw_cfg: list[tuple[str, bytes]] = []
+        if options.fw_cfg:
+            from .files import read_fw_cfg
+
+            self._fw_cfg = [read_fw_cfg(text) for text in options.fw_cfg]
         self._signals = Signals()
 
     def boot(self) -> Outcome:
@@ -200,6 +207,7 @@ class Job:
                 debugging.close(outcome)
 
     def _add_devices(self, machine: Machine) -> None:
+        machine.board.fw_cfg_files += self._fw_cfg
         if self._disks is not None:
             for device in self._disks.devices:
                 machine.board.add_virtio(device)

@@ -38,6 +38,31 @@ def _read(path: str, limit: int) -> bytes:
         raise ConfigError(f"--initrd {path}: {error.strerror}") from None
 
 
+FW_CFG_LIMIT = 64 << 20  # bytes of a file: they are copied into this process
+
+
+def read_fw_cfg(text: str) -> tuple[str, bytes]:
+    """Return name and content as `name=NAME,file=F` or `name=NAME,string=S` say; a comma in a value is doubled."""
+    fields: dict[str, str] = {}
+    for part in text.replace(",,", "\0").split(","):
+        key, equals, value = part.partition("=")
+        key = "name" if not equals and not fields else key  # QEMU: the first may be the name alone
+        if key not in ("name", "file", "string") or key in fields:
+            raise ConfigError(f"--fw-cfg takes name=NAME,file=F or name=NAME,string=S, not {text!r}")
+        fields[key] = (value if equals else part).replace("\0", ",")
+    if not fields.get("name") or ("file" in fields) == ("string" in fields):
+        raise ConfigError(f"--fw-cfg takes name=NAME,file=F or name=NAME,string=S, not {text!r}")
+    if "string" in fields:
+        return fields["name"], os.fsencode(fields["string"])
+    try:
+        content = read_image(fields["file"], FW_CFG_LIMIT)
+    except OSError as error:
+        raise ConfigError(f"--fw-cfg {fields['file']}: {error.strerror}") from None
+    if len(content) > FW_CFG_LIMIT:
+        raise ConfigError(f"--fw-cfg {fields['file']}: a file must not be larger than {FW_CFG_LIMIT >> 20} MiB")
+    return fields["name"], content
+
+
 class Disks:
     """The disks of `--disk FILE[,ro]`, open from creation to close(), and the image before them if that is a disk.
 

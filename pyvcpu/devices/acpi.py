@@ -1,7 +1,7 @@
-"""ACPI: the tables that describe the machine, and the registers through which a guest sleeps for good.
+"""ACPI: the tables that describe the machine.
 
-Pure functions from numbers to bytes. The machine is of the hardware-reduced kind: no ACPI timer, no fixed events, no
-SCI. Source: ACPI Specification 6.4; chapter 5 for the tables, 6.4 for resources, 20 for the byte code (AML).
+Pure functions from numbers to bytes. The machine has ACPI's fixed hardware (acpi_pm.py): docs/pc.md says why.
+Source: ACPI Specification 6.4; chapter 5 for the tables, 6.4 for resources, 20 for the byte code (AML).
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import struct
 
 from ..errors import ConfigError
-from .device import Stateless
+from .acpi_pm import CONTROL, EVENT, PM_BASE, SCI, SLEEP_TYPE_S5, TIMER
+from .ports import PANIC_PORT
 from .reset import RESET_CONTROL_PORT, RESET_CPU, RESET_SYSTEM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 BASE, SIZE = 0xE0000, 0x1C000  # where guests search for the RSDP (section 5.2.5.1), up to SMBIOS and BIOS
 OEM, OEM_TABLE, CREATOR = b"PYVCPU", b"PYVCPUPC", b"PYVC"
@@ -25,10 +26,8 @@ XSDP_SIZE_BEFORE_64_BITS = 20  # what the RSDP's first checksum covers
 LOCAL_APIC, IO_APIC = 0xFEE0_0000, 0xFEC0_0000
 LAST_XAPIC_ID = 254  # 255 is the broadcast
 
-SLEEP_PORT = 0x604  # the sleep control register, the status register after it
-SLEEP_TYPE_S5 = 5  # what \_S5 names, and nothing else is offered
 COM1_PORT, COM1_LENGTH, COM1_IRQ = 0x3F8, 8, 4
-RTC_PORT, RTC_LENGTH = 0x70, 2
+RTC_PORT, RTC_LENGTH, RTC_IRQ = 0x70, 2, 8
 
 
 def build(
@@ -40,7 +39,7 @@ def build(
     pic: bool = True,
     rtc: bool = True,
 ) -> bytes:
-    """Return the tables, to be put at guest physical `base`: RSDP first, then XSDT, FADT, MADT and DSDT.
+    """Return the tables, to be put at guest physical `base`: RSDP first, then FACS, DSDT, FADT, MADT and XSDT.
 
     `apic_ids`: the processors' local APIC ids, the boot processor's first. `virtio`: address, length and interrupt
     (GSI) of each virtio-mmio device. `overrides`: (ISA interrupt, GSI) pairs where they differ. `pic`: there is an 8259
@@ -53,8 +52,10 @@ def build(
         blob.extend(table.ljust(_up(len(table)), b"\0"))
         return address
 
+    blob.extend(bytes(-(base + len(blob)) % FACS_SIZE))
+    facs = add(_facs())
     dsdt = add(_dsdt(virtio, rtc))
-    fadt = add(_fadt(dsdt, rtc))
+    fadt = add(_fadt(facs, dsdt, rtc))
     madt = add(_madt(apic_ids, overrides, pic))
     xsdt = add(_table(b"XSDT", 1, struct.pack("<2Q", fadt, madt)))
     blob[: RSDP.size] = _rsdp(xsdt)
@@ -90,32 +91,47 @@ def _rsdp(xsdt: int) -> bytes:
     return bytes(rsdp)
 
 
+# FACS (section 5.2.10): it has no checksum, and lies at a multiple of its size.
+FACS_SIZE, FACS_VERSION = 64, 2
+
+
+def _facs() -> bytes:
+    return struct.pack("<4sI24xB31x", b"FACS", FACS_SIZE, FACS_VERSION)
+
+
 # FADT (section 5.2.9).
 FADT_SIZE = 276
 FADT_REVISION, FADT_MINOR = 6, 4
-BOOT_LEGACY_DEVICES, BOOT_NO_VGA, BOOT_NO_CMOS_RTC = 1 << 0, 1 << 2, 1 << 5
-FLAG_WBINVD, FLAG_NO_POWER_BUTTON, FLAG_NO_SLEEP_BUTTON = 1 << 0, 1 << 4, 1 << 5
-FLAG_RESET_REGISTER, FLAG_HEADLESS, FLAG_HARDWARE_REDUCED = 1 << 10, 1 << 12, 1 << 20
+BOOT_LEGACY_DEVICES, BOOT_8042, BOOT_NO_VGA, BOOT_NO_CMOS_RTC = 1 << 0, 1 << 1, 1 << 2, 1 << 5
+FLAG_WBINVD, FLAG_C1, FLAG_NO_SLEEP_BUTTON, FLAG_NO_RTC_WAKE = 1 << 0, 1 << 2, 1 << 5, 1 << 6
+FLAG_TIMER_32_BITS, FLAG_RESET_REGISTER, FLAG_HEADLESS = 1 << 8, 1 << 10, 1 << 12
+EVENT_LENGTH, CONTROL_LENGTH, TIMER_LENGTH = 4, 2, 4
+NO_C2, NO_C3 = 101, 1001  # latencies in microseconds that say so
 CMOS_CENTURY = 0x32
-SYSTEM_IO, BYTE_ACCESS = 1, 1
+SYSTEM_IO, BYTE_ACCESS, WORD_ACCESS, DWORD_ACCESS = 1, 1, 2, 3
 
 
-def _fadt(dsdt: int, rtc: bool) -> bytes:
+def _fadt(facs: int, dsdt: int, rtc: bool) -> bytes:
     table = bytearray(FADT_SIZE)
-    flags = FLAG_WBINVD | FLAG_NO_POWER_BUTTON | FLAG_NO_SLEEP_BUTTON
-    flags |= FLAG_RESET_REGISTER | FLAG_HEADLESS | FLAG_HARDWARE_REDUCED
+    flags = FLAG_WBINVD | FLAG_C1 | FLAG_NO_SLEEP_BUTTON | FLAG_NO_RTC_WAKE
+    flags |= FLAG_TIMER_32_BITS | FLAG_RESET_REGISTER | FLAG_HEADLESS
     boot = BOOT_LEGACY_DEVICES | BOOT_NO_VGA | (0 if rtc else BOOT_NO_CMOS_RTC)
-    struct.pack_into("<I", table, 40, dsdt)
+    struct.pack_into("<2IxxH", table, 36, facs, dsdt, SCI)
+    struct.pack_into("<I4xI8xI", table, 56, PM_BASE + EVENT, PM_BASE + CONTROL, PM_BASE + TIMER)
+    struct.pack_into("<BBxB", table, 88, EVENT_LENGTH, CONTROL_LENGTH, TIMER_LENGTH)
+    struct.pack_into("<2H", table, 96, NO_C2, NO_C3)
     struct.pack_into("<BHxI", table, 108, CMOS_CENTURY if rtc else 0, boot, flags)
     struct.pack_into("<12sBHB", table, 116, _register(RESET_CONTROL_PORT), RESET_SYSTEM | RESET_CPU, 0, FADT_MINOR)
-    struct.pack_into("<Q", table, 140, dsdt)
-    struct.pack_into("<12s12s", table, 244, _register(SLEEP_PORT), _register(SLEEP_PORT + 1))
+    struct.pack_into("<Q", table, 140, dsdt)  # X_FIRMWARE_CTRL stays 0: the other one counts
+    struct.pack_into("<12s", table, 148, _register(PM_BASE + EVENT, 8 * EVENT_LENGTH, WORD_ACCESS))
+    struct.pack_into("<12s", table, 172, _register(PM_BASE + CONTROL, 8 * CONTROL_LENGTH, WORD_ACCESS))
+    struct.pack_into("<12s", table, 208, _register(PM_BASE + TIMER, 8 * TIMER_LENGTH, DWORD_ACCESS))
     return _table(b"FACP", FADT_REVISION, bytes(table[HEADER.size :]))
 
 
-def _register(port: int) -> bytes:
-    """Return the generic address structure of an 8-bit register in I/O space (section 5.2.3.2)."""
-    return struct.pack("<4BQ", SYSTEM_IO, 8, 0, BYTE_ACCESS, port)
+def _register(port: int, width: int = 8, access: int = BYTE_ACCESS) -> bytes:
+    """Return the generic address structure of a register of so many bits in I/O space (section 5.2.3.2)."""
+    return struct.pack("<4BQ", SYSTEM_IO, width, 0, access, port)
 
 
 # MADT (section 5.2.12).
@@ -124,6 +140,7 @@ PCAT_COMPAT = 1 << 0  # there is an 8259 pair
 ENABLED = 1 << 0
 ALL_PROCESSORS, ALL_X2APIC_PROCESSORS = 0xFF, 0xFFFF_FFFF
 LINT1 = 1
+ACTIVE_HIGH, LEVEL_TRIGGERED = 1 << 0, 3 << 2
 
 
 def _madt(apic_ids: Sequence[int], overrides: Iterable[tuple[int, int]], pic: bool) -> bytes:
@@ -136,6 +153,7 @@ def _madt(apic_ids: Sequence[int], overrides: Iterable[tuple[int, int]], pic: bo
     io_apic_id = 0  # as KVM's own has it
     entries.append(struct.pack("<4B2I", 1, 12, io_apic_id, 0, IO_APIC, 0))
     entries += [struct.pack("<4BIH", 2, 10, 0, isa, gsi, 0) for isa, gsi in overrides]
+    entries.append(struct.pack("<4BIH", 2, 10, 0, SCI, SCI, ACTIVE_HIGH | LEVEL_TRIGGERED))
     entries.append(struct.pack("<3BHB", 4, 6, ALL_PROCESSORS, 0, LINT1))
     if max(len(apic_ids) - 1, *apic_ids) > LAST_XAPIC_ID:
         entries.append(struct.pack("<2BHIB3x", 10, 12, 0, ALL_X2APIC_PROCESSORS, LINT1))
@@ -151,7 +169,9 @@ def _dsdt(virtio: Iterable[tuple[int, int, int]], rtc: bool) -> bytes:
         _device("COM1", _dword(_eisa_id("PNP0501")), 1, _io(COM1_PORT, COM1_LENGTH) + _interrupt(COM1_IRQ, edge=True))
     ]
     if rtc:
-        devices.append(_device("RTC", _dword(_eisa_id("PNP0B00")), 0, _io(RTC_PORT, RTC_LENGTH)))
+        resources = _io(RTC_PORT, RTC_LENGTH) + _interrupt(RTC_IRQ, edge=True)
+        devices.append(_device("RTC", _dword(_eisa_id("PNP0B00")), 0, resources))
+    devices.append(_device("PEVT", _string("QEMU0001"), 0, _io(PANIC_PORT, 1)))
     for index, (address, length, gsi) in enumerate(virtio):
         resources = _memory(address, length) + _interrupt(gsi, edge=False)
         devices.append(_device(f"V{index:03X}", _string("LNRO0005"), index, resources))
@@ -233,32 +253,3 @@ def _memory(address: int, length: int) -> bytes:
 
 def _interrupt(gsi: int, *, edge: bool) -> bytes:
     return struct.pack("<BH2BI", 0x89, 6, CONSUMER | (EDGE if edge else 0), 1, gsi)
-
-
-# Sleep registers (section 4.8.3.7).
-SLEEP_ENABLE = 1 << 5
-SLEEP_TYPE_SHIFT, SLEEP_TYPE_MASK = 2, 7
-
-
-class SleepControl(Stateless):
-    """The sleep control and status registers: S5 is the only sleep, and ends the machine.
-
-    `power_off` is called in the thread of the vCPU that writes. It has no state, and so no lock: both registers
-    read 0, since nobody wakes from S5.
-    """
-
-    __slots__ = ("_power_off",)
-    name = "sleep control"
-    LENGTH = 2
-
-    def __init__(self, power_off: Callable[[], object]) -> None:
-        self._power_off = power_off
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return zeros: awake, and not just woken."""
-        return bytes(size)
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Power off when S5 is entered; every other write changes nothing."""
-        if offset == 0 and data[0] & SLEEP_ENABLE and data[0] >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK == SLEEP_TYPE_S5:
-            self._power_off()

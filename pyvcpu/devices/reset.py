@@ -30,25 +30,52 @@ WRITE_OUTPUT_PORT = 0xD1
 PULSE_OUTPUT_PORT = 0xF0  # to 0xFF: the bits that are clear are pulsed low
 OUTPUT_RESET = 0x01  # bit 0 of the output port: low holds the processor in reset
 
+OUTPUT_A20 = 0x02
+STATUS_MOUSE = 0x20  # the byte comes from the mouse's side
+STATUS_TIMEOUT = 0x40  # what was sent to keyboard or mouse was not answered
+
+SELF_TEST, KEYBOARD_TEST, MOUSE_TEST = 0xAA, 0xAB, 0xA9
+DISABLE_MOUSE, ENABLE_MOUSE, DISABLE_KEYBOARD, ENABLE_KEYBOARD = 0xA7, 0xA8, 0xAD, 0xAE
+READ_INPUT_PORT, ECHO_KEYBOARD, ECHO_MOUSE, WRITE_MOUSE = 0xC0, 0xD2, 0xD3, 0xD4
+DISABLE_A20, ENABLE_A20 = 0xDD, 0xDF
+KEYBOARD_OFF, MOUSE_OFF = 0x10, 0x20  # in the command byte
+
 # Commands that answer at once with a byte: boot code waits for these answers without a time limit.
 _ANSWERS = {
-    READ_OUTPUT_PORT: 0xCF,  # reset high, A20 open: what code that opens A20 looks for
-    0xAA: 0x55,  # self test: passed
-    0xAB: 0x01,  # keyboard interface test: clock line stuck low, there is no keyboard
+    SELF_TEST: 0x55,  # passed
+    KEYBOARD_TEST: 0x01,  # clock line stuck low: there is no keyboard
+    MOUSE_TEST: 0x01,
+    READ_INPUT_PORT: 0x80,  # not locked
+}
+# Commands that change bits of the command byte: those to clear, those to set.
+_CHANGES = {
+    DISABLE_MOUSE: (0, MOUSE_OFF),
+    ENABLE_MOUSE: (MOUSE_OFF, 0),
+    DISABLE_KEYBOARD: (0, KEYBOARD_OFF),
+    ENABLE_KEYBOARD: (KEYBOARD_OFF, 0),
+}
+OUTPUT_PORT = 0xCF  # after power-on: reset high, A20 open, which code that opens A20 looks for
+NOBODY = 0xFE  # the controller's answer for a keyboard that does not answer: "send it again"
+
+
+_KEYBOARD_STATE = {
+    "command": integer(0, 0xFF),
+    "command_byte": integer(0, 0xFF),
+    "output": optional(integer(0, 0xFF)),
+    "source": bits(STATUS_MOUSE | STATUS_TIMEOUT),
+    "output_port": bits(0xFF),
 }
 
 
-_KEYBOARD_STATE = {"command": integer(0, 0xFF), "command_byte": integer(0, 0xFF), "output": optional(integer(0, 0xFF))}
-
-
 class KeyboardController:
-    """An 8042 without a keyboard: enough to reset the machine, and for the wait loops of boot code to end.
+    """An 8042 without a keyboard or mouse: its own commands are QEMU's, and what is sent to either times out.
 
-    The input buffer is always empty. `reset` is called in the thread of the vCPU that asks.
+    So the wait loops of boot code end. No byte interrupts. A20, in the output port, is always on. The input buffer is
+    always empty. `reset` is called in the thread of the vCPU that asks.
     Threads: `_lock` guards the registers; it is not held during `reset`.
     """
 
-    __slots__ = ("_command", "_command_byte", "_lock", "_output", "_reset")
+    __slots__ = ("_command", "_command_byte", "_lock", "_output", "_output_port", "_reset", "_source")
     name = "keyboard controller"
 
     def __init__(self, reset: Callable[[], object]) -> None:
@@ -62,18 +89,27 @@ class KeyboardController:
             self._command = 0  # the last command, while it waits for its data byte
             self._command_byte = STATUS_SYSTEM
             self._output: int | None = None  # the output buffer
+            self._source = 0  # of what is in it: bits of the status
+            self._output_port = OUTPUT_PORT
 
     def state(self) -> State:
         """Return the registers as plain data."""
         with self._lock:
-            return {"command": self._command, "command_byte": self._command_byte, "output": self._output}
+            return {
+                "command": self._command,
+                "command_byte": self._command_byte,
+                "output": self._output,
+                "source": self._source,
+                "output_port": self._output_port,
+            }
 
     def restore(self, data: object) -> None:
         """Take over what state() gave; raise StateDataError for anything else."""
         values = checked(self.name, _KEYBOARD_STATE, data)
         with self._lock:
             self._command, self._command_byte = values["command"], values["command_byte"]
-            self._output = values["output"]
+            self._output, self._source = values["output"], values["source"]
+            self._output_port = values["output_port"]
 
     def attach_to(self, bus: Bus) -> tuple[Region, Region]:
         """Claim ports 0x60 and 0x64, and not those between: 0x61 is another device's."""
@@ -84,32 +120,55 @@ class KeyboardController:
 
     def _read_data(self, initiator: object, offset: int, size: int) -> bytes:
         with self._lock:
-            value, self._output = self._output or 0, None
+            value, self._output, self._source = self._output or 0, None, 0
         return bytes((value,)).ljust(size, b"\xff")
 
     def _read_status(self, initiator: object, offset: int, size: int) -> bytes:
         with self._lock:
-            full = 0 if self._output is None else STATUS_OUTPUT_FULL
+            full = 0 if self._output is None else STATUS_OUTPUT_FULL | self._source
         return bytes((STATUS_UNLOCKED | STATUS_COMMAND | STATUS_SYSTEM | full,)).ljust(size, b"\xff")
 
     def _write_data(self, initiator: object, offset: int, data: bytes) -> None:
+        value = data[0]
         with self._lock:
             command, self._command = self._command, 0
             if command == WRITE_COMMAND_BYTE:
-                self._command_byte = data[0]
-        if command == WRITE_OUTPUT_PORT and not data[0] & OUTPUT_RESET:
+                self._command_byte = value
+            elif command == WRITE_OUTPUT_PORT:
+                self._output_port = value | OUTPUT_RESET
+            elif command in (ECHO_KEYBOARD, ECHO_MOUSE):
+                self._answer(value, STATUS_MOUSE if command == ECHO_MOUSE else 0)
+            else:
+                self._answer(NOBODY, STATUS_TIMEOUT | (STATUS_MOUSE if command == WRITE_MOUSE else 0))
+        if command == WRITE_OUTPUT_PORT and not value & OUTPUT_RESET:
             self._reset()
 
     def _write_command(self, initiator: object, offset: int, data: bytes) -> None:
         command = data[0]
         with self._lock:
-            self._command = command
+            self._command = command if command in _WITH_DATA else 0
             if command == READ_COMMAND_BYTE:
-                self._output = self._command_byte
+                self._answer(self._command_byte)
+            elif command == READ_OUTPUT_PORT:
+                self._answer(self._output_port)
             elif command in _ANSWERS:
-                self._output = _ANSWERS[command]
+                self._answer(_ANSWERS[command])
+            elif command in _CHANGES:
+                clear, new = _CHANGES[command]
+                self._command_byte = self._command_byte & ~clear | new
+            elif command == DISABLE_A20:
+                self._output_port &= ~OUTPUT_A20
+            elif command == ENABLE_A20:
+                self._output_port |= OUTPUT_A20
         if command >= PULSE_OUTPUT_PORT and not command & OUTPUT_RESET:
             self._reset()
+
+    def _answer(self, value: int, source: int = 0) -> None:
+        """Put a byte into the output buffer; _lock held."""
+        self._output, self._source = value, source
+
+
+_WITH_DATA = (WRITE_COMMAND_BYTE, WRITE_OUTPUT_PORT, ECHO_KEYBOARD, ECHO_MOUSE, WRITE_MOUSE)
 
 
 # Reset control register (Intel PIIX3; ICH10, 13.7.5)

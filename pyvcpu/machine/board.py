@@ -66,6 +66,9 @@ class Board:
         self._control = control
         self._output = output
         self._on_listen = on_listen or bool
+        self._topology = topology
+        self.fw_cfg_items: dict[int, bytes] = {}  # beside those that every guest gets, by number
+        self.fw_cfg_files: list[tuple[str, bytes]] = []
         self._bios: Bios | None = None
         self.drives: list[tuple[Backend, bool]] = []  # for a BIOS, should there be one; whether it boots from it
         self._ports, self._mmio = context.ports, context.mmio
@@ -118,19 +121,73 @@ class Board:
         self.devices.setdefault("irqchip", self.irqchip)
 
     def _add_clock_and_power(self) -> None:
-        from ..devices.acpi import RTC_LENGTH, RTC_PORT, SLEEP_PORT, SleepControl
-        from ..devices.rtc import Rtc
+        """Add what guests with interrupts, operating systems, look for. Can be tried again."""
+        from ..devices import acpi_pm, fw_cfg, pci, ports, rtc
 
-        sleep = SleepControl(lambda: self._control.finish("power-off"))
-        region = self._ports.attach(SLEEP_PORT, SleepControl.LENGTH, sleep)
-        rtc = Rtc()
+        loop, ports_bus = self.loop, self._ports
+        made: list[tuple[str, Any, int, int | None]] = [  # name, device, first port, interrupt line
+            (
+                "acpi-pm",
+                acpi_pm.PowerManagement(
+                    lambda: self._control.finish("power-off"), self._line_of(acpi_pm.SCI), loop.clock, loop.timer
+                ),
+                acpi_pm.PM_BASE,
+                acpi_pm.SCI,
+            ),
+            (
+                "rtc",
+                rtc.Rtc(cmos=self._cmos(), set_irq=self._line_of(rtc.RTC_IRQ), timers=(loop.clock, loop.timer)),
+                rtc.RTC_PORT,
+                rtc.RTC_IRQ,
+            ),
+            ("system-control", ports.SystemControl(loop.clock), ports.SYSTEM_PORT, None),
+            ("post", ports.PostCode(), ports.POST_PORT, None),
+            ("port92", ports.FastControl(lambda: self._control.finish("reset")), ports.FAST_PORT, None),
+            ("pvpanic", ports.PvPanic(self._panicked), ports.PANIC_PORT, None),
+            ("fw-cfg", fw_cfg.FwCfg(self._fw_cfg_items(), self._context.memory), fw_cfg.SELECTOR_PORT, None),
+        ]
+        claimed: list[Region] = []
+        host = pci.PciHost()
         try:
-            self._ports.attach(RTC_PORT, RTC_LENGTH, rtc)
+            for _, device, port, _ in made:
+                claimed.append(ports_bus.attach(port, device.LENGTH, device))
+            host.attach_to(ports_bus)
         except PyvcpuError:
-            self._ports.release(region)
+            for region in claimed:
+                ports_bus.release(region)
             raise
-        self._add("acpi-sleep", sleep)
-        self._add("rtc", rtc)
+        for name, device, _, line in made:
+            self._add(name, device, line=line)
+        self._add("pci-host", host)
+
+    def _line_of(self, gsi: int) -> Callable[[bool], object]:
+        return lambda level: self.irqchip.set_line(gsi, level)
+
+    def _panicked(self) -> None:
+        self._control.finish("panicked", report="the guest's kernel has panicked (pvpanic)")
+
+    def _cmos(self) -> dict[int, int]:
+        from ..devices.cmos import contents
+
+        floppies = [backend.size for backend, _ in self.drives]
+        return contents(self._context.memory.ranges, floppies, self._topology.cpus)
+
+    def tell_kernel(self, image: bytes, append: str, initrd: Sequence[tuple[str, bytes]]) -> None:
+        """Have fw_cfg hold the Linux kernel that is being booted, its command line and initrd."""
+        from ..boot.layout import c_string
+        from ..devices.fw_cfg import kernel_items
+
+        self.fw_cfg_items = kernel_items(image, c_string(append), b"".join(data for _, data in initrd[:1]))
+
+    def _fw_cfg_items(self) -> dict[int, bytes]:
+        from ..boot.layout import memory_map
+        from ..devices import fw_cfg
+
+        ranges = [(start, end) for start, end, _ in self._context.memory.ranges]
+        ram = sum(end - start for start, end in ranges)
+        items = fw_cfg.basic_items(ram, self._topology.cpus, self._topology.maxcpus)
+        files = [("etc/e820", fw_cfg.e820_file(memory_map(ranges))), *self.fw_cfg_files]
+        return items | self.fw_cfg_items | fw_cfg.directory(files)
 
     def _add_ioapic(self, vm: VmFd) -> Ioapic:
         """Add the IOAPIC of a machine whose kernel has the local APICs only."""
@@ -229,6 +286,15 @@ class Board:
         from ..devices.acpi import BASE, build
 
         return BASE, build(apic_ids, virtio=self._virtio, pic=pic)
+
+    def smbios(self) -> tuple[int, bytes]:
+        """Return the address and the bytes of the SMBIOS tables, the entry points first."""
+        from .. import __version__
+        from ..devices.smbios import BASE, build
+
+        ranges = [(start, end) for start, end, _ in self._context.memory.ranges]
+        topology = self._topology
+        return BASE, build(ranges, topology.sockets, topology.cores, topology.threads, __version__)
 
     # The machine's life.
 

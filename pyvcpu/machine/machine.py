@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     Image = bytes | bytearray | str | os.PathLike[str]
 
 BIOS_FORMATS, BIOS_LEAST = ("bootsector", "linux16"), 1 << 20  # whose guests call a BIOS; bytes of RAM for it
+ACPI_BASE, ACPI_END = 0xE0000, 0xFC000  # where the tables are (devices.acpi.BASE), and until where
 COUNTED = ("flat", "elf")  # formats whose guests are told the number of vCPUs in (R)SI
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
@@ -190,6 +191,8 @@ class Machine(Serving):
             from ..bios.drives import MemoryDisk
 
             self.board.bios.drives.add(MemoryDisk(content), first=True)
+        if plan.format in ("linux", "linux16"):
+            self.board.tell_kernel(content, append, initrd)
         self.load_plan(plan)
         self._symbols.set_image(content, None if isinstance(image, (bytes, bytearray)) else image)
 
@@ -201,7 +204,7 @@ class Machine(Serving):
         """Load what a loader planned, or what you made yourself. Before the first start only."""
         self._not_closed()
         self._not_started("load the image")
-        plan = self._with_bios(plan)
+        plan = self._with_smbios(self._with_bios(plan))
         for vcpu, start in zip(self.vcpus, plan.starts, strict=True):
             vcpu.start = start
             if start is not None and plan.format in COUNTED and self.topology.cpus < len(self.vcpus):
@@ -219,6 +222,14 @@ class Machine(Serving):
         irqchip = self._wanted_irqchip or plan.irqchip
         plan = self.board.bios.take_over(plan, irqchip)
         return plan if irqchip == "none" else plan.with_segments([self._acpi()])
+
+    def _with_smbios(self, plan: Plan) -> Plan:
+        """Return `plan` with SMBIOS tables where it has ACPI's: for guests that search for either."""
+        if not any(ACPI_BASE <= address < ACPI_END for address, _ in plan.segments):
+            return plan
+        address, tables = self.board.smbios()
+        taken = any(first < address + len(tables) and address < first + len(data) for first, data in plan.segments)
+        return plan if taken else plan.with_segments([(address, tables)])
 
     def _write_segments(self) -> None:
         for address, data in self._plan.segments if self._plan is not None else ():

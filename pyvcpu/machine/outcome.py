@@ -16,6 +16,7 @@ STATUS = {
     "reset": 0,
     "stopped": 0,
     "crashed": 6,
+    "panicked": 6,
     "timeout": 124,
     "interrupted": 130,
 }
@@ -25,7 +26,8 @@ class Outcome:
     """Why the machine stopped.
 
     `reason`: halted (all vCPUs, for good), power-off, reset, exit (the debug-exit port), crashed (triple fault, KVM
-    internal error, failed entry), timeout, interrupted, or what Machine.stop() was given.
+    internal error, failed entry), panicked (the guest's kernel says so), timeout, interrupted, or what
+    Machine.stop() was given.
     `status`: the exit status that the command line ends with, 0 to 255.
     `vcpu`: the vCPU that caused it, or None. `exit`: the exit behind a crash, or None.
     `report`: for a crash, what is known of it in lines for people; else "".

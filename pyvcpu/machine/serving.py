@@ -33,13 +33,17 @@ class Serving(Running):
     def on_port(
         self,
         port: int,
+        length: int | None = None,
         *,
-        read: Callable[[Vcpu, int], bytes | int] | None = None,
-        write: Callable[[Vcpu, bytes], object] | None = None,
+        read: Callable[..., bytes | int] | None = None,
+        write: Callable[..., object] | None = None,
         name: str = "handler",
         coalesce: bool = False,
     ) -> Region:
         """Serve `port`: `read(vcpu, size)` returns `size` bytes or a number, `write(vcpu, data)` takes bytes.
+
+        With a `length`, serve as many ports from this one on: `read(vcpu, offset, size)`, `write(vcpu, offset, data)`,
+        offsets from `port` on; an access belongs to the port of its first byte.
 
         They run on the thread of the vCPU that made the access; what they raise stops the machine and comes out of
         run(). A string instruction calls once per element. Raise ConfigError when the port is taken. Any thread.
@@ -51,16 +55,19 @@ class Serving(Running):
         for handler in (read, write):
             if handler is not None and not callable(handler):
                 raise TypeError(f"a handler of port {port!r} must be callable, not {handler!r}")
-        region = self.ports.claim(
-            port,
-            1,
-            read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
-            write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
-            direct=write,
-            name=name,
-        )
+        if length is None:
+            region = self.ports.claim(
+                port,
+                1,
+                read=None if read is None else lambda vcpu, offset, size: read(vcpu, size),
+                write=None if write is None else lambda vcpu, offset, data: write(vcpu, data),
+                direct=write,
+                name=name,
+            )
+        else:
+            region = self.ports.claim(port, length, read=read, write=write, name=name)
         if coalesce:
-            self._coalesce(port, 1, region, pio=True)
+            self._coalesce(port, length or 1, region, pio=True)
         return region
 
     def on_mmio(

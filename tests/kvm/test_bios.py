@@ -177,6 +177,7 @@ def test_a_flat_image_has_a_bios_if_it_is_asked_for() -> None:
     said: list[bytes] = []
     with Machine(kvm=DEVICE, output=said.append) as machine:
         assert machine.bios is not None
+        machine.bios.drives.add(MemoryDisk(bytes(512)))
         machine.load(code)
         assert machine.run(timeout=DEADLINE).reason == "halted"
     assert said == [b"A"]

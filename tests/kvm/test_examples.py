@@ -99,6 +99,9 @@ vCPU 2: APIC id 2, package 1, core 0, thread 0
 vCPU 3: APIC id 3, package 1, core 0, thread 1
 vCPU 5: APIC id 5, package 2, core 0, thread 1
 """,
+    "14_testdev": r"""
+the register gave 0x78 back
+""",
 }
 
 

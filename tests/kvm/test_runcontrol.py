@@ -541,7 +541,7 @@ def halted(ports: list[int]) -> Machine:
     for vector in (2, 0x20):
         made.memory.write(4 * vector, bytes.fromhex("10100000"))
     for port in (0x50, 0x51):
-        made.on_port(port, write=lambda vcpu, data, port=port: ports.append(port))  # type: ignore[misc]
+        made.on_port(port, write=lambda vcpu, data, port=port: ports.append(port))
     assert made.run(DEADLINE).reason == "halted"
     return made
 

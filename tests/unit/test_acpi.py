@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import struct
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from pyvcpu import ConfigError
 from pyvcpu.devices import acpi
-from pyvcpu.devices.acpi import BASE, SleepControl, build
+from pyvcpu.devices.acpi import BASE, SIZE, build
 
 VIRTIO = [(0xD000_0000, 0x1000, 5), (0xD000_1000, 0x1000, 6)]
 
@@ -57,7 +56,7 @@ def madt_entries(madt: bytes) -> Iterator[tuple[int, bytes]]:
 def test_structure(count: int) -> None:
     blob = build(range(count), virtio=VIRTIO)
     assert set(tables(blob)) == {"XSDT", "FACP", "APIC", "DSDT"}
-    assert len(blob) <= 0x1FFF0
+    assert len(blob) <= SIZE
 
 
 def test_elsewhere() -> None:
@@ -82,31 +81,43 @@ def test_processors() -> None:
     ]
     assert [entry for kind, entry in entries if kind == 1] == [struct.pack("<4B2I", 1, 12, 0, 0, 0xFEC0_0000, 0)]
     assert [entry.hex() for kind, entry in entries if kind in (4, 10)] == ["0406ff000001", "0a0c0000ffffffff01000000"]
-    assert not [entry for kind, entry in entries if kind == 2]
+    assert [entry for kind, entry in entries if kind == 2] == [SCI_OVERRIDE]
 
 
 def test_few_processors_need_no_x2apic() -> None:
     kinds = {kind for kind, _ in madt_entries(tables(build(range(255)))["APIC"])}
-    assert kinds == {0, 1, 4}
+    assert kinds == {0, 1, 2, 4}
 
 
 def test_overrides_and_no_8259() -> None:
-    madt = tables(build([0], overrides=[(0, 2), (9, 20)], pic=False))["APIC"]
+    madt = tables(build([0], overrides=[(0, 2), (5, 20)], pic=False))["APIC"]
     assert struct.unpack_from("<I", madt, 40) == (0,)
     assert [entry for kind, entry in madt_entries(madt) if kind == 2] == [
-        struct.pack("<4BIH", 2, 10, 0, isa, gsi, 0) for isa, gsi in ((0, 2), (9, 20))
+        *(struct.pack("<4BIH", 2, 10, 0, isa, gsi, 0) for isa, gsi in ((0, 2), (5, 20))),
+        SCI_OVERRIDE,
     ]
 
 
+SCI_OVERRIDE = struct.pack("<4BIH", 2, 10, 0, 9, 9, 0x0D)  # active high, level-triggered
+
+
 def test_fadt() -> None:
-    """Revision 6; hardware-reduced (bit 20) with a reset register (bit 10); no fixed buttons (bits 4, 5)."""
-    fadt = tables(build([0]))["FACP"]
+    """Revision 6: fixed hardware at 0x600, a 32-bit timer, a power button; a reset register; no legacy VGA."""
+    blob = build([0])
+    fadt = tables(blob)["FACP"]
     assert (len(fadt), fadt[8]) == (276, 6)
+    facs, _, sci = struct.unpack_from("<2IxxH", fadt, 36)
+    assert (facs % 64, sci) == (0, 9)
+    assert blob[facs - BASE : facs - BASE + 64] == b"FACS\x40" + bytes(27) + b"\x02" + bytes(31)
+    assert struct.unpack_from("<2I2I2I2I", fadt, 48) == (0, 0, 0x600, 0, 0x604, 0, 0, 0x608)
+    assert struct.unpack_from("<4B", fadt, 88) == (4, 2, 0, 4)
+    assert struct.unpack_from("<2H", fadt, 96) == (101, 1001)
     boot, flags = struct.unpack_from("<HxI", fadt, 109)
-    assert (flags, boot) == (1 << 20 | 1 << 12 | 1 << 10 | 1 << 5 | 1 << 4 | 1 << 0, 1 << 0 | 1 << 2)
+    assert (flags, boot) == (1 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | 1 << 5 | 1 << 2 | 1 << 0, 1 << 0 | 1 << 2)
     assert struct.unpack_from("<4BQB", fadt, 116) == (1, 8, 0, 1, 0xCF9, 6)
-    assert struct.unpack_from("<4BQ", fadt, 244) == (1, 8, 0, 1, 0x604)
-    assert struct.unpack_from("<4BQ", fadt, 256) == (1, 8, 0, 1, 0x605)
+    assert struct.unpack_from("<4BQ", fadt, 148) == (1, 32, 0, 2, 0x600)
+    assert struct.unpack_from("<4BQ", fadt, 172) == (1, 16, 0, 2, 0x604)
+    assert struct.unpack_from("<4BQ", fadt, 208) == (1, 32, 0, 3, 0x608)
     assert fadt[108] == 0x32
     without = tables(build([0], rtc=False))["FACP"]
     assert (without[108], without[109] & 1 << 5) == (0, 1 << 5)
@@ -154,6 +165,7 @@ def test_dsdt_says_what_the_machine_has(tool: Callable[[str], str], tmp_path: Pa
     assert 'Device(COM1){Name(_HID,EisaId("PNP0501"))' in text
     assert "IO(Decode16,0x03F8,0x03F8,0x01,0x08,)Interrupt(ResourceConsumer,Edge,ActiveHigh,Exclusive,,,)" in text
     assert 'Device(RTC){Name(_HID,EisaId("PNP0B00"))' in text
+    assert 'Device(PEVT){Name(_HID,"QEMU0001")' in text
     for index, (address, length, gsi) in enumerate(VIRTIO):
         uid = ("Zero", "One")[index]
         assert f'Device(V{index:03}){{Name(_HID,"LNRO0005")Name(_UID,{uid})' in text
@@ -161,19 +173,4 @@ def test_dsdt_says_what_the_machine_has(tool: Callable[[str], str], tmp_path: Pa
             f"Memory32Fixed(ReadWrite,0x{address:08X},0x{length:08X},)"
             f"Interrupt(ResourceConsumer,Level,ActiveHigh,Exclusive,,,){{0x{gsi:08X},}}"
         ) in text
-    assert "Name(_S5,Package(0x04){0x05,Zero,Zero,Zero})" in text
-
-
-def test_sleep_control() -> None:
-    """Only S5 (type 5) with the enable bit, written to the control register, powers off."""
-    ends: list[int] = []
-    device = SleepControl(lambda: ends.append(1))
-    for value, offset in itertools.product(range(256), (0, 1)):
-        device.write(offset, bytes((value,)))
-        assert bool(ends) == (offset == 0 and value & 0x3C == 0x34), hex(value)
-        ends.clear()
-    assert device.read(0, 1) == b"\0"
-    assert device.read(1, 1) == b"\0"
-    assert device.read(0, 4) == bytes(4)
-    device.write(0, b"\x34\xff\xff\xff")
-    assert ends == [1]
+    assert "Name(_S5,Package(0x04){Zero,Zero,Zero,Zero})" in text

@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from pyvcpu.bus import PORTS_SIZE, Bus
 from pyvcpu.devices import virtio_mmio
-from pyvcpu.devices.acpi import SleepControl
+from pyvcpu.devices.acpi_pm import PowerManagement
 from pyvcpu.devices.debug import DebugConsole, DebugExit
 from pyvcpu.devices.device import StateDataError
 from pyvcpu.devices.disk_file import SECTOR
+from pyvcpu.devices.fw_cfg import FwCfg, basic_items, directory
 from pyvcpu.devices.ioapic import EOI, IOREGSEL, IOWIN, PINS, Ioapic
+from pyvcpu.devices.pci import PciHost
+from pyvcpu.devices.ports import FastControl, PostCode, PvPanic, SystemControl
 from pyvcpu.devices.reset import COMMAND_PORT, DATA_PORT, KeyboardController, ResetControl
 from pyvcpu.devices.rtc import Rtc
 from pyvcpu.devices.serial import FCR, IER, IIR, LSR, MCR, RBR, THR, Serial
@@ -99,10 +102,142 @@ class ExitSubject(OnBus):
         self.device = DebugExit(self.note("exit"))
 
 
-class SleepSubject(OnBus):
+class Timers:
+    """The timers of a loop, for a clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 5_000_000_000
+        self.made: list[FakeTimer] = []
+
+    def clock(self) -> int:
+        return self.now
+
+    def timer(self, callback: Callable[[], object]) -> FakeTimer:
+        self.made.append(FakeTimer(callback))
+        return self.made[-1]
+
+    def pass_time(self, nanoseconds: int) -> None:
+        """Let time pass, and call back at most a few of the timers that run out."""
+        self.now += nanoseconds
+        for timer in self.made:
+            for _ in range(3):
+                if timer.when is not None and timer.when <= self.now:
+                    timer.when = None
+                    timer.callback()
+
+
+class FakeTimer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback = callback
+        self.when: int | None = None
+
+    def at(self, when: int) -> None:
+        self.when = when
+
+    def cancel(self) -> None:
+        self.when = None
+
+
+class PowerSubject(OnBus):
     def __init__(self) -> None:
         super().__init__()
-        self.device = SleepControl(self.note("off"))
+        self.timers = Timers()
+        self.device = PowerManagement(self.note("off"), self.note("irq"), self.timers.clock, self.timers.timer)
+
+    def do(self, step: Step) -> None:
+        if step.what == "host":
+            self.timers.pass_time(step.where * 20_000_000_000)
+            if step.where == 0:
+                self.log.append(self.device.press_power_button())  # type: ignore[attr-defined]
+        else:
+            super().do(step)
+
+
+class ClockSubject(OnBus):
+    """A real-time clock that interrupts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers = Timers()
+        self.device = Rtc(
+            lambda: self.now,
+            cmos={0x15: 0x80, 0x16: 2},
+            set_irq=self.note("irq"),
+            timers=(self.timers.clock, self.timers.timer),
+        )
+
+    def do(self, step: Step) -> None:
+        if step.what == "host":
+            self.now += step.where / 7
+            self.timers.pass_time(round(step.where / 7 * 10**9))
+        elif step.what == "write" and step.where > 1:  # to a register, as guests do
+            self.device.write(0, bytes((step.where % 14,)) + step.value[:1])  # type: ignore[attr-defined]
+        else:
+            super().do(step)
+
+
+class PciSubject(Subject):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bus = Bus("port", PORTS_SIZE)
+        device = PciHost()
+        device.attach_to(self.bus)
+        self.device = device
+
+    def do(self, step: Step) -> None:
+        port = 0xCF8 if step.where & 4 else 0xCFC + (step.where & 3)
+        if step.what == "read":
+            self.log.append(self.bus.read(None, port, max(len(step.value), 1)))
+        elif step.value:
+            self.bus.write(None, port, step.value if port != 0xCF8 else b"\0" + step.value[1:3] + b"\x80")
+
+
+class FwCfgSubject(OnBus):
+    def __init__(self) -> None:
+        super().__init__()
+        memory = FlatMemory()
+        self.device = FwCfg(basic_items(1 << 20, 2, 4) | directory([("opt/a", b"content")]), memory)
+
+
+class FlatMemory:
+    """64 KiB."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(1 << 16)
+
+    def read(self, address: int, length: int) -> bytes:
+        if address + length > len(self.data):
+            raise IndexError
+        return bytes(self.data[address : address + length])
+
+    def write(self, address: int, data: bytes) -> None:
+        if address + len(data) > len(self.data):
+            raise IndexError
+        self.data[address : address + len(data)] = data
+
+
+class SystemSubject(OnBus):
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = SystemControl(lambda: 20_000)
+
+
+class PostSubject(OnBus):
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = PostCode()
+
+
+class FastSubject(OnBus):
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = FastControl(self.note("reset"))
+
+
+class PanicSubject(OnBus):
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = PvPanic(self.note("panic"))
 
 
 class ControlSubject(OnBus):
@@ -231,7 +366,14 @@ SUBJECTS: dict[str, type[Subject]] = {
     "entropy": RngSubject,
     "console": ConsoleSubject,
     "exit": ExitSubject,
-    "sleep": SleepSubject,
+    "power": PowerSubject,
+    "clock": ClockSubject,
+    "pci": PciSubject,
+    "fw_cfg": FwCfgSubject,
+    "system": SystemSubject,
+    "post": PostSubject,
+    "fast": FastSubject,
+    "panic": PanicSubject,
     "control": ControlSubject,
     "rtc": RtcSubject,
     "keyboard": KeyboardSubject,
