@@ -58,6 +58,29 @@ def test_a_vm_lives_as_long_as_its_vcpus() -> None:
     assert files() < before
 
 
+def test_without_a_file_descriptor_there_is_no_vcpu() -> None:
+    """EMFILE, and the id is free afterwards."""
+    import resource
+
+    with rig(0) as made:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(fd) for fd in os.listdir("/proc/self/fd")), limits[1]))
+        spare = []
+        try:
+            while True:
+                spare.append(os.dup(0))
+        except OSError:
+            pass
+        try:
+            answer = made.kernel.ioctl(made.vm.fd, abi.KVM_CREATE_VCPU.number, 0), made.kernel.errno()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in spare:
+                os.close(fd)
+        assert answer == (-1, errno.EMFILE)
+        made.vm.create_vcpu(0).close()
+
+
 def test_unknown_and_closed_fds() -> None:
     kernel = TcgKernel()
     assert (kernel.ioctl(1 << 20, abi.KVM_GET_API_VERSION.number, 0), kernel.errno()) == (-1, errno.EBADF)
