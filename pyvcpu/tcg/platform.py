@@ -65,7 +65,7 @@ class Platform(Base):
         if self.cpu.debug_control & BLOCK_IRQS:
             return None
         with irqs.lock:
-            if self.external is not None and irqs.mode == "split":
+            if self.external is not None and self.accepts_pic():
                 vector, self.external = self.external, None
                 return vector
             if irqs.pic is not None and irqs.pic.output and self.accepts_pic():

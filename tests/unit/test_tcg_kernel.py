@@ -231,6 +231,26 @@ def test_interrupt_windows() -> None:
         assert made.run().exit_reason == Exit.HLT
 
 
+def test_an_interrupt_from_user_space_beside_local_apics() -> None:
+    """It goes through LINT0; the window opens when it is taken."""
+    with rig(1, "split") as made:
+        made.handler(0x30, b"\xb0I\xe6\xe9\xcf")
+        made.start(b"\xfb\xf4\xb0.\xe6\xe9\xf4")
+        made.vcpu.interrupt(0x30)
+        made.page[0] = 1
+        assert made.out(1) == b"I"
+        run = made.run()
+        assert (run.exit_reason, run.ready_for_interrupt_injection) == (Exit.IRQ_WINDOW_OPEN, 1)
+        registers = bytearray(made.vcpu.get_lapic())
+        registers[0x352] |= 1  # LINT0 masked
+        made.vcpu.set_lapic(bytes(registers))
+        made.vcpu.interrupt(0x30)
+        made.page[0] = 0
+        made.vcpu.set_mp_state(abi.KVM_MP_STATE_RUNNABLE)
+        made.start(b"\xfb\x90\xb0.\xe6\xe9\xf4", at=0x2000)
+        assert made.out(1) == b"."
+
+
 def test_an_nmi_without_controllers() -> None:
     with rig() as made:
         made.handler(2)
