@@ -115,10 +115,8 @@ class Base(Thing):
 
     def has_interrupt(self) -> bool:
         """Tell whether a controller has an interrupt for this processor. Under the lock of Irqs."""
-        if self.external is not None:
-            return True
         pic = self.vm.irqs.pic
-        if pic is not None and pic.output and self.accepts_pic():
+        if (self.external is not None or (pic is not None and pic.output)) and self.accepts_pic():
             return True
         return self.lapic is not None and self.lapic.ready()
 

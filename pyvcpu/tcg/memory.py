@@ -31,12 +31,13 @@ _seen = ctypes.create_string_buffer(1)
 class Slot:
     """A memory slot: `count` pages from page `first` of the guest, at `host` in this process."""
 
-    __slots__ = ("count", "dirty", "end", "first", "flags", "host", "id")
+    __slots__ = ("count", "dirty", "end", "first", "flags", "host", "id", "view")
 
     def __init__(self, number: int, first: int, count: int, host: int, flags: int) -> None:
         self.id, self.first, self.count, self.host, self.flags = number, first, count, host, flags
         self.end = first + count
         self.dirty: bytearray | None = None  # one bit a page, in whole 64-bit words
+        self.view = memoryview((ctypes.c_char * (count * PAGE)).from_address(host)).cast("B")
 
 
 class Memory:
@@ -178,7 +179,8 @@ class Memory:
             address = slot.host + (gfn - slot.first << 12)
             if _mincore(address, PAGE, _seen):
                 raise OSError(errno.EFAULT, "the host has no memory here")
-            page = memoryview((ctypes.c_char * PAGE).from_address(address)).cast("B")
+            at = gfn - slot.first << 12
+            page = slot.view[at : at + PAGE]
             self._pages[gfn] = page
             return page
 

@@ -18,6 +18,7 @@ FILTER, UNKNOWN, INVALID = 4, 2, 1  # KVM_MSR_EXIT_REASON_*
 IF = 1 << 9
 OSXSAVE, APIC = 1 << 27, 1 << 9
 READ, WRITE = 1, 2
+BLOCK_IRQS = 1 << 20  # KVM_GUESTDBG_BLOCKIRQ
 
 
 class Platform(Base):
@@ -61,8 +62,10 @@ class Platform(Base):
         if irqs.mode == "none":
             self._window()
             return None
+        if self.cpu.debug_control & BLOCK_IRQS:
+            return None
         with irqs.lock:
-            if self.external is not None and irqs.mode == "split":
+            if self.external is not None and self.accepts_pic():
                 vector, self.external = self.external, None
                 return vector
             if irqs.pic is not None and irqs.pic.output and self.accepts_pic():

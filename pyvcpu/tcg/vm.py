@@ -195,7 +195,11 @@ class Vm(VmCore):
             if len(self.vcpus) >= MAX_VCPUS:
                 raise OSError(errno.EINVAL, "too many")
             vcpu = Vcpu(self, number)
-            fd = self.kernel.install(vcpu)
+            try:
+                fd = self.kernel.install(vcpu)
+            except OSError:
+                vcpu.cpu.close()
+                raise
             self.vcpus[number] = vcpu
             self._users += 1
         return fd

@@ -11,7 +11,7 @@ from tests.tcg_machine import Machine
 from tests.tcg_programs import program
 
 NEVER = 1 << 60
-ROUNDS = 60  # programs for each seed and mode
+ROUNDS = 40  # programs for each seed and mode
 
 
 def start(bits: int, hot_after: int, seed: int, code: bytes) -> Machine:

@@ -22,7 +22,7 @@ unicorn = pytest.importorskip("unicorn")
 x86 = pytest.importorskip("unicorn.x86_const")
 
 SIZE = 0x10000
-CASES = 2500
+CASES = 1500
 CF, PF, AF, ZF, SF, OF = 1, 4, 0x10, 0x40, 0x80, 0x800
 STATUS = CF | PF | AF | ZF | SF | OF
 NAMES = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI")
