@@ -81,7 +81,7 @@ def test_threads_registers_and_memory(tmp_path: Path) -> None:
 
 def test_a_breakpoint_at_a_symbol_and_steps_of_one_thread(tmp_path: Path) -> None:
     program = assembled(tmp_path, COUNTER)
-    with debugged(program) as (machine, server):
+    with debugged(program) as (_machine, server):
         said = run_gdb(
             server.address,
             "break work",
@@ -102,7 +102,7 @@ def test_a_breakpoint_at_a_symbol_and_steps_of_one_thread(tmp_path: Path) -> Non
 
 def test_a_hundred_steps_are_those_of_the_listing(tmp_path: Path) -> None:
     program = assembled(tmp_path, STRAIGHT)
-    with debugged(program) as (machine, server):
+    with debugged(program) as (_machine, server):
         said = run_gdb(server.address, *["p/x $pc", "stepi"] * 100, "p/x $pc")
     lines = listing(program)
     assert len(lines) == 65
@@ -111,7 +111,7 @@ def test_a_hundred_steps_are_those_of_the_listing(tmp_path: Path) -> None:
 
 def test_a_breakpoint_in_each_mode_of_one_boot(tmp_path: Path) -> None:
     program = assembled(tmp_path, MODES, 0x1000)
-    with debugged(program.with_suffix(".bin")) as (machine, server):
+    with debugged(program.with_suffix(".bin")) as (_machine, server):
         said = run_gdb(
             server.address,
             "break real_code",
@@ -130,7 +130,7 @@ def test_a_breakpoint_in_each_mode_of_one_boot(tmp_path: Path) -> None:
 
 def test_a_watched_variable(tmp_path: Path) -> None:
     program = assembled(tmp_path, COUNTER)
-    with debugged(program) as (machine, server):
+    with debugged(program) as (_machine, server):
         said = run_gdb(
             server.address,
             "watch *(int *) &counter",
@@ -163,7 +163,7 @@ def test_interrupt_detach_and_attach_again() -> None:
 
 def test_one_thread_steps_while_the_others_stand_still(tmp_path: Path) -> None:
     program = assembled(tmp_path, COUNTER)
-    with debugged(program.with_suffix(".bin"), 4, mode="long", load=0x100000) as (machine, server):
+    with debugged(program.with_suffix(".bin"), 4, mode="long", load=0x100000) as (_machine, server):
         said = run_gdb(
             server.address,
             "set scheduler-locking on",
@@ -182,7 +182,7 @@ def test_one_thread_steps_while_the_others_stand_still(tmp_path: Path) -> None:
 
 def test_when_one_stops_all_stop(tmp_path: Path) -> None:
     program = assembled(tmp_path, COUNTER)
-    with debugged(program.with_suffix(".bin"), 4, mode="long", load=0x100000) as (machine, server):
+    with debugged(program.with_suffix(".bin"), 4, mode="long", load=0x100000) as (_machine, server):
         said = run_gdb(
             server.address,
             "break work if $rbx == 2",
@@ -197,10 +197,11 @@ def test_when_one_stops_all_stop(tmp_path: Path) -> None:
 
 def test_a_debugger_stops_an_endless_loop_with_ctrl_c(tmp_path: Path) -> None:
     program = assembled(tmp_path, COUNTER)
-    with debugged(program, wait=False) as (machine, server):
+    with debugged(program, wait=False) as (_machine, server):
         said = run_gdb(
             server.address,
-            'python import threading; threading.Timer(0.5, lambda: gdb.post_event(lambda: gdb.execute("interrupt"))).start()',
+            "python import threading",
+            'python threading.Timer(0.5, lambda: gdb.post_event(lambda: gdb.execute("interrupt"))).start()',
             "continue",
             "p $ecx > 2",
             "p $cs",
@@ -210,13 +211,13 @@ def test_a_debugger_stops_an_endless_loop_with_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_guest_is_that_of_a_program() -> None:
-    with debugged(bytes.fromhex("b005 e6f4 f4")) as (machine, server):
+    with debugged(bytes.fromhex("b005 e6f4 f4")) as (_machine, server):
         assert "[Inferior 1 (Remote target) exited with code 013]" in run_gdb(server.address, "continue")
 
 
 def test_a_crash_can_be_looked_at_before_it_ends_the_run() -> None:
     code = bytes.fromhex("0f011d09100000 0f0b 0000 00000000")  # lidt 0x1009; ud2: no gate fits
-    with debugged(code, mode="protected") as (machine, server):
+    with debugged(code, mode="protected") as (_machine, server):
         said = run_gdb(server.address, "continue", "p/x $rip", "continue")
     assert "pyvcpu: vCPU 0 crashed: triple fault (KVM_EXIT_SHUTDOWN)" in said
     assert "Program received signal SIGSEGV" in said

@@ -29,8 +29,8 @@ SILENCE = 400.0  # seconds after which the rig itself hangs: a test that does ha
 TRIES = 3
 # Not there: what has nothing to do with the kind of KVM (arguments, terminals, words).
 ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
-# The checks of every change, with nested paging: what runs in all modes, interrupts, processors that come and go, state.
-# The rest of it, and shadow paging, is for `make test-amd`.
+# The checks of every change, with nested paging: what runs in all modes, interrupts, processors that come and go,
+# state. The rest of it, and shadow paging, is for `make test-amd`.
 CHECKS = ("boot", "interrupts", "plug", "state")
 # With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
 SHADOW = ("boot", "examples", "exits", "interrupts", "loaders")
