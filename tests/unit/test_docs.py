@@ -1,13 +1,20 @@
-"""docs/states.md says what the table in the code does."""
+"""docs/states.md says what the table in the code does; docs/threads.md has every lock and every thread."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pyvcpu.vcpu.states import STATES, TRANSITIONS, Command
 from tools import gen_docs
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [
+    path.read_text(encoding="utf-8") for path in sorted((ROOT / "pyvcpu").rglob("*.py")) if path.parent.name != "tcg"
+]
+THREADS = (ROOT / "docs" / "threads.md").read_text(encoding="utf-8")
 
 
 def test_the_document_is_up_to_date() -> None:
@@ -56,3 +63,16 @@ def test_a_change_is_noticed_and_put_right(
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(KeyError, match="nonsense"):
         gen_docs.filled("<!-- generated: nonsense -->\n<!-- end -->\n")
+
+
+def test_every_lock_is_in_the_document() -> None:
+    names = {name for source in SOURCES for name in re.findall(r"self\.(\w+) = threading\.R?Lock\(\)", source)}
+    assert names >= {"lock", "start_lock", "_lock", "_bell"}
+    assert {name for name in names if not re.search(rf"\b{name}\b", THREADS)} == set()
+
+
+def test_every_thread_is_in_the_document() -> None:
+    made = [name for source in SOURCES for name in re.findall(r'Thread\([^\n]*name=f?"([^"]+)"', source)]
+    assert {"io", "coalesced writes", "CPU {self.index}/KVM"} <= set(made)
+    names = {name.replace("{self.index}", "<n>") for name in made}
+    assert {name for name in names if f"`{name}`" not in THREADS} == set()
