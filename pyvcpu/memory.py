@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 
 from .errors import ConfigError, PyvcpuError
 
@@ -18,6 +19,7 @@ HOLE = 0xC000_0000
 HUGE_PAGE = 2 << 20
 LARGE = 128 << 20  # from here on a guest is one, such as Linux, that gains by huge pages (docs/benchmarks.md)
 MOST_DIGITS = 20
+MAP_FIXED = 0x10  # mmap has no name for it
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -85,26 +87,75 @@ class GuestMemory:
             raise HostMemoryError(
                 f"the host does not give {format_size(self.size)} of memory ({error}); ask for less with --memory"
             ) from None
-        try:  # noqa: SIM105 - contextlib costs every boot its import
-            self._map.madvise(mmap.MADV_HUGEPAGE if large else mmap.MADV_NOHUGEPAGE)
-        except OSError:  # EINVAL: a host kernel without transparent huge pages
-            pass
+        self._advise()
         self._view = memoryview(self._map)
-        first = -self._address() % HUGE_PAGE if large else 0
+        self._first = first = -self._address() % HUGE_PAGE if large else 0
+        self._is_file = False
+        # The pages that the host wrote since, counted from the start of RAM; None: nobody wants to know.
+        self.written: set[int] | None = None
+        self.views: set[tuple[int, int]] = set()  # first page and the one behind the last: writable at any time
         low = min(self.size, HOLE)
         # (guest physical start, end, offset in the mapping)
         self.ranges = [(0, low, first)]
         if self.size > low:
             self.ranges.append((FOUR_GIB, FOUR_GIB + self.size - low, first + low))
 
+    def _advise(self) -> None:
+        try:  # noqa: SIM105 - contextlib costs every boot its import
+            self._map.madvise(mmap.MADV_HUGEPAGE if self.size >= LARGE else mmap.MADV_NOHUGEPAGE)
+        except OSError:  # EINVAL: a host kernel without transparent huge pages
+            pass
+
     def _address(self) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
-    def register(self, vm: VmFd) -> None:
-        """Make the RAM slots 0 and 1 of `vm`; the VM must be closed before this memory."""
+    def register(self, vm: VmFd, flags: int = 0) -> None:
+        """Make the RAM slots 0 and 1 of `vm`, or change their flags; the VM must be closed before this memory."""
         host = self._address()
         for slot, (start, end, offset) in enumerate(self.ranges):
-            vm.set_user_memory_region(slot, start, end - start, host + offset)
+            vm.set_user_memory_region(slot, start, end - start, host + offset, flags)
+
+    def map_file(self, fd: int, offset: int = 0) -> None:
+        """Make all of it what the file `fd` holds from `offset` (whole pages) on; for guests that are paused.
+
+        Nothing is read before it is touched, and what is written stays here: the file is mapped privately. All views,
+        and the slots of a VM, stay valid. The file must not become shorter as long as this memory is used. Raise
+        HostMemoryError.
+        """
+        self._remap(fd, offset)
+        self._is_file = True
+
+    def forget_writes(self) -> None:
+        """Make it what the file holds once more: give back what was written to since map_file()."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _remap(self, fd: int, offset: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        address = self._address() + self._first
+        flags = mmap.MAP_PRIVATE | MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+        if libc.mmap(address, self.size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset) != address:
+            reason = os.strerror(ctypes.get_errno())
+            raise HostMemoryError(f"the host does not map {format_size(self.size)} of memory anew: {reason}")
+        self._advise()
+
+    @property
+    def window(self) -> memoryview:
+        """All of RAM, without the hole, from its start on; whoever writes there says so in `written` itself."""
+        return self._view[self._first : self._first + self.size]
+
+    def page_number(self, address: int) -> int | None:
+        """Return the number of the page at guest physical `address`, counted from the start of RAM; None outside."""
+        for start, end, offset in self.ranges:
+            if start <= address < end:
+                return (address - start + offset - self._first) // PAGE
+        return None
+
+    @property
+    def host_start(self) -> int:
+        """Where in this process RAM begins."""
+        return self._address() + self._first
 
     def host_address(self, address: int, length: int = 1) -> int:
         """Return where the `length` bytes of RAM at guest physical `address` are in this process, for its lifetime.
@@ -136,11 +187,24 @@ class GuestMemory:
         """Copy `data` to guest physical `address`; raise GuestMemoryError, and write nothing, outside RAM."""
         length = len(data) if isinstance(data, (bytes, bytearray)) else memoryview(data).nbytes
         offset = self._offset(address, length)
+        if self.written is not None:
+            self._mark(offset, length)
         self._map[offset : offset + length] = data
+
+    def _mark(self, offset: int, length: int) -> None:
+        """Note that the host writes there, for whoever wants to know which pages have changed."""
+        if self.written is not None and length:
+            offset -= self._first
+            self.written.update(range(offset // PAGE, (offset + length - 1) // PAGE + 1))
 
     def clear(self) -> None:
         """Make all of it zero, and give the host back what it backed; for guests that are paused."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        if self._is_file:
+            self._remap(-1, 0)
+            self._is_file = False
+        else:
+            self._map.madvise(mmap.MADV_DONTNEED)
+        self.written = None  # all of it has changed
 
     def view(self, address: int, length: int) -> memoryview:
         """Return a writable window on guest memory, without a copy.
@@ -149,6 +213,15 @@ class GuestMemory:
         the last view is gone.
         """
         offset = self._offset(address, length)
+        if length:
+            first = offset - self._first
+            self.views.add((first // PAGE, (first + length - 1) // PAGE + 1))
+        return self._view[offset : offset + length]
+
+    def passing_view(self, address: int, length: int) -> memoryview:
+        """Return the same for one who drops it before the world stands still, as devices do at the end of a request."""
+        offset = self._offset(address, length)
+        self._mark(offset, length)
         return self._view[offset : offset + length]
 
     def read_int(self, address: int, size: int = 4) -> int:
@@ -172,7 +245,7 @@ class GuestMemory:
         if not isinstance(key, slice):
             if not isinstance(value, int):
                 raise TypeError(f"memory[address] takes a number from 0 to 255, not {value!r}")
-            self._map[self._offset(key, 1)] = value
+            self.write(key, bytes((value,)))
             return
         start, length = self._span(key)
         if isinstance(value, int) or memoryview(value).nbytes != length:
@@ -193,3 +266,12 @@ class GuestMemory:
             self._map.close()
         except BufferError:
             pass  # a view is still in use: the mapping goes with it
+
+
+class DeviceMemory:
+    """Guest memory as devices have it: their views do not outlive a request."""
+
+    __slots__ = ("read", "view", "write")
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.read, self.write, self.view = memory.read, memory.write, memory.passing_view

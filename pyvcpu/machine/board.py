@@ -211,6 +211,7 @@ class Board:
         """Put a virtio device on the MMIO bus; the ACPI tables will name it. Before the image is loaded."""
         from ..devices.virtio_mmio import QUEUE_NOTIFY, VirtioMmio
         from ..devices.virtio_notify import Notifiers
+        from ..memory import DeviceMemory
 
         index = len(self._virtio)
         if index == VIRTIO_MOST:
@@ -220,7 +221,7 @@ class Board:
         self._notifiers.append(notifiers)
         transport = VirtioMmio(
             device,
-            self._context.memory,
+            DeviceMemory(self._context.memory),
             lambda level: self.irqchip.set_line(gsi, level),
             later=notifiers.notify,
             wanted_still=self.loop.wanted_still,

@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..boot import Plan
     from ..debug.debugger import Debugger
     from ..debug.points import Breakpoint
+    from ..devices.virtio import VirtioDevice
+    from ..snapshot.data import Snapshot
+    from ..snapshot.reset import Tracker
     from ..symbols import Symbols
 
     Image = bytes | bytearray | str | os.PathLike[str]
@@ -93,6 +96,9 @@ class Machine(Serving):
             raise ConfigError(f"irqchip must be none, kernel or split, not {irqchip!r}")
         self._wanted_irqchip = irqchip
         self._plan: Plan | None = None
+        self._parent: Snapshot | None = None  # what it was restored from last
+        self._tracker: Tracker | None = None
+        self._clock_line = os.urandom(16)
         self._closers: list[Callable[[], object]] = []  # in order of creation
         try:
             self._build(memory, model, accel, kvm, warn or warn_by_default)
@@ -285,8 +291,11 @@ class Machine(Serving):
             self._not_closed()
             if not self.irqchip.kind:
                 raise StateError("there is nothing to reset: start() or run() the machine first")
+            if reload and self._plan is not None and not self._plan.segments:
+                raise StateError("a snapshot does not have the image: restore() it instead")
             with self.paused("reset"):
                 if reload:
+                    self._parent = None
                     self.memory.clear()
                     self._write_segments()
                 self.board.reset()
@@ -359,6 +368,72 @@ class Machine(Serving):
         self._not_in_handler("trace_instructions")
         self.start()
         return self.debugger.trace(self._vcpu(vcpu), limit)
+
+    # Snapshots.
+
+    def snapshot(self) -> Snapshot:
+        """Return all of the machine's state, taken while it stands still; it goes on if it ran.
+
+        Of one that was restored from a snapshot, the new one has only the pages that differ. Raise what start() raises.
+        """
+        from ..snapshot.take import take
+
+        self._not_in_handler("snapshot")
+        self._not_closed()
+        return take(self)
+
+    def restore(self, snapshot: Snapshot, *, time: str = "continue", any_disk: bool = False) -> None:
+        """Put the machine, which must be of the same kind, into the state that `snapshot` is of.
+
+        It goes on if it runs; where it had ended, resume() or run() begins anew. `time`: continue, the guest's clocks
+        show how long ago the snapshot was taken; or frozen, they go on from where they stood. `any_disk`: take disks,
+        too, that were written to since, or are others.
+
+        Raise SnapshotError: where it names a difference, nothing has changed; where KVM refuses something, the machine
+        can only be restored again, or closed.
+        """
+        from ..snapshot.restore import restore
+
+        self._not_in_handler("restore")
+        self._not_closed()
+        restore(self, snapshot, time, any_disk)
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        snapshot: Snapshot | str | os.PathLike[str],
+        *,
+        devices: Sequence[VirtioDevice] = (),
+        time: str = "continue",
+        any_disk: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Return a machine in the state of `snapshot`, or of the one in the file of that name; it is paused.
+
+        Its memory is that of the snapshot until it writes to it, and all such machines share it. `devices`: the virtio
+        devices, in the order in which they were added to the first machine. `options`: output, on_listen, warn and kvm,
+        as for a new machine. `time`, `any_disk`: see restore(). Handlers are to be registered anew. Raise SnapshotError
+        for a snapshot that this host cannot run, OSError for a file that cannot be read.
+        """
+        from ..snapshot.data import Snapshot
+        from ..snapshot.fits import check_host
+        from ..snapshot.rebuild import plan_of, shape_of
+
+        loaded = snapshot if isinstance(snapshot, Snapshot) else Snapshot.load(snapshot)
+        machine = cls(**shape_of(loaded), **options)
+        try:
+            check_host(loaded, machine.kvm)
+            for device in devices:
+                machine.board.add_virtio(device)
+            plan = plan_of(loaded)
+            for vcpu, start in zip(machine.vcpus, plan.starts, strict=True):
+                vcpu.start = start
+            machine._plan = plan
+            machine.restore(loaded, time=time, any_disk=any_disk)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
 
     # What it consists of.
 
