@@ -115,7 +115,8 @@ class Debugger:
                 self._patch(site)
         point._remove = self.remove
         if point.method not in ("debug register", SOFTWARE) and point.owner is None:
-            self._context.warn(f"the breakpoint at {point.address:#x} works by {point.method}")
+            what = "breakpoint" if point.rule == EXECUTE else "watchpoint"
+            self._context.warn(f"the {what} at {point.address:#x} works by {point.method}")
         self._apply_everywhere()
         return point
 
