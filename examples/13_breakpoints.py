@@ -1,4 +1,4 @@
-"""Breakpoints whose handlers are Python: an answer that is changed on its way, a variable that is watched, single steps.
+"""Breakpoints with handlers in Python: an answer that is changed on its way, a variable that is watched, single steps.
 
 The guest asks `double` for twice of what it counts, in 64-bit mode, and writes each answer to a port.
 """

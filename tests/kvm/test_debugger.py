@@ -19,6 +19,9 @@ from tests.gdb_machine import COUNTER, MODES, assembled
 from tests.kvm.support import DEVICE, GUESTS, SPIN, machine
 from tests.threads import Caller, Hold, until
 
+# Where KVM reports no debug registers, breakpoints are stepped to, and a line says so.
+pytestmark = pytest.mark.filterwarnings("ignore:the (break|watch)point at 0x[0-9a-f]+ works by single steps")
+
 # Real mode, at 0x1000. b8 0000: mov $0,%ax; 1003: inc %ax; 1004: out %al,$0x50; 1006: cmp $5,%ax; 1009: jne 1003;
 # 100b: out %al,$0xf4
 COUNT = bytes.fromhex("b80000 40 e650 3d0500 75f8 e6f4 f4")
@@ -162,6 +165,8 @@ def test_more_breakpoints_than_debug_registers_are_stepped_to() -> None:
     told: list[str] = []
     with Machine("1M", kvm=DEVICE, warn=told.append) as vm:
         vm.load(COUNT)
+        if not methods(vm.kvm).execute:
+            pytest.skip("this KVM reports no breakpoints by debug register")
         points = [vm.break_at(address, lambda vcpu: True) for address in (0x1000, *LOOP, END)]
         assert vm.run(10).status == 11
         assert [point.hits for point in points] == [1, 5, 5, 5, 5, 1]
@@ -419,5 +424,7 @@ def test_nobody_is_warned_of_a_debug_register() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with machine(COUNT) as vm:
+            if not methods(vm.kvm).execute:
+                pytest.skip("this KVM reports no breakpoints by debug register")
             vm.break_at(OUT)
             assert vm.run(5).reason == "debug"

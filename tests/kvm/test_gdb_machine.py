@@ -298,3 +298,30 @@ def test_twenty_thousand_fuzzed_packets() -> None:
         until(lambda: not machine.holders)
         before = machine.memory.read(0x8000, 4)
         until(lambda: machine.memory.read(0x8000, 4) != before, "the guest does not run any more")
+
+
+def test_a_reboot_is_no_end_and_keeps_breakpoints(tmp_path: Path) -> None:
+    path, image = tmp_path / "gdb", tmp_path / "resets.bin"
+    image.write_bytes(bytes.fromhex("b0fe e664 f4"))  # mov $0xfe,%al; 1002: out %al,$0x64
+    caller = Caller(lambda: boot(image, "--gdb", f"unix:{path}", "-S", "--reboot"))
+    until(path.exists)
+    said = run_gdb(Endpoint(path=str(path)), "hbreak *0x1002", *["continue", "p/x $pc"] * 3, "kill")
+    assert printed(said) == ["0x1002"] * 3
+    assert caller.done()
+
+
+def test_monitor_commands(tmp_path: Path) -> None:
+    program = assembled(tmp_path, COUNTER)
+    with debugged(program) as (_, server), Client(server.address) as client:
+        client.ask(b"?")
+        assert client.monitor("symbol work") == "0x100014\n"
+        assert client.monitor("symbol 0x100015") == "work+0x1\n"
+        assert client.monitor("symbol nothing") == "there is no symbol 'nothing'\n"
+        assert client.monitor("symbol 0x99") == "0x99 is in no symbol\n"
+        assert "debug-exit" in client.monitor("devices")
+        assert "steps" in client.monitor("methods")
+        assert client.monitor("walk 0x100000").startswith("0x100000: 4-level\n  PML4 [  0] at ")
+        assert client.ask(b"vCont;s:1").startswith(b"T05")
+        assert client.monitor("reset").startswith("the machine is reset")
+        assert client.ask(b"vCont;s:1").startswith(b"T05")
+        assert "cs:ip 0x0018:0x100003" in client.monitor("registers")
