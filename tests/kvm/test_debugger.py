@@ -179,6 +179,25 @@ def test_more_breakpoints_than_debug_registers_are_stepped_to() -> None:
         assert vm.break_at(TOP).method == "debug register"  # which are free again
 
 
+def test_a_breakpoint_that_is_stepped_to_is_hit_where_the_vcpu_stands() -> None:
+    with machine(COUNT) as vm:
+        for address in range(0x3000, 0x3004):
+            vm.break_at(address)  # the debug registers are in use
+        first = vm.break_at(0x1000, lambda vcpu: True)
+        assert first.method != "debug register"
+        vm.break_at(TOP)
+        assert vm.run(5).reason == "debug"
+        assert first.hits == 1
+
+        def back(vcpu: Vcpu) -> None:
+            once.remove()
+            vcpu.registers.rip = 0x1000
+
+        once = vm.break_at(OUT, back)
+        vm.run(5)
+        assert first.hits == 2
+
+
 def test_a_watched_variable() -> None:
     # mov $0x2000,%bx; 1003: incw (%bx); 1005: cmpw $3,(%bx); 1008: jne 1003; hlt
     seen: list[tuple[int, int]] = []
