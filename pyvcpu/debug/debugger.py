@@ -10,14 +10,25 @@ import threading
 from functools import partial
 
 from ..errors import PyvcpuError, StateError
+from ..kvm.abi.debug import BP_VECTOR
 from ..kvm.abi.layout import EXIT_REASON, IMMEDIATE_EXIT
 from ..vcpu import State, current_cpu
 from ..vcpu.execute import EXCP_DEBUG, EXCP_INTERRUPT, inject
 from ..vcpu.handle import Work
 from ..vcpu.states import Command
 from .methods import EXECUTE, WRITE, Methods, methods
-from .points import INT3, REGISTER, SOFTWARE, Breakpoint, DebugError, Points, Site, rule_of, single
-from .stepping import DR6_STEPPED, REASON_AND_DEBUG, Stepped, is_user, pc_of, set_control, step, steps
+from .points import COMPARE, INT3, REGISTER, SOFTWARE, Breakpoint, DebugError, Points, Site, rule_of, single
+from .stepping import (
+    DR6_STEPPED,
+    REASON_AND_DEBUG,
+    Stepped,
+    give_int3_back,
+    is_user,
+    pc_of,
+    set_control,
+    step,
+    steps,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -115,7 +126,8 @@ class Debugger:
                 self._patch(site)
         point._remove = self.remove
         if point.method not in ("debug register", SOFTWARE) and point.owner is None:
-            self._context.warn(f"the breakpoint at {point.address:#x} works by {point.method}")
+            what = "breakpoint" if point.rule == EXECUTE else "watchpoint"
+            self._context.warn(f"the {what} at {point.address:#x} works by {point.method}")
         self._apply_everywhere()
         return point
 
@@ -252,6 +264,11 @@ class Debugger:
         while self.is_single(cpu.index):
             state.before = pc_of(cpu) if pc is None else pc
             pc = None
+            if self._stands_at_site(state):
+                why = self._arrived(cpu, Stepped(state.before, done=False, dr6=0))
+                if why is not None:
+                    return why
+                continue  # the handler may have led it elsewhere
             made = self._step_from(cpu, state)
             why = self._arrived(cpu, made) if made.done or made.why is None else None
             if why == EXCP_DEBUG or made.why is None:
@@ -260,6 +277,14 @@ class Debugger:
                 continue
             return made.why
         return None
+
+    def _stands_at_site(self, state: CpuDebug) -> bool:
+        """Tell whether the next instruction is at a breakpoint that is stepped to, and that was not reached by a step.
+
+        The vCPU stood there when it was set, or was led there.
+        """
+        site = self.points.at.get(state.before)
+        return site is not None and site.method == COMPARE and state.over != state.before
 
     def _step_from(self, cpu: Cpu, state: CpuDebug) -> Stepped:
         """Make a step; the instruction is the guest's own, also where an int3 stands for it."""
@@ -299,15 +324,21 @@ class Debugger:
             if left or stepped or (sites and state.single):  # else _steps() does it
                 self.apply(cpu)
         if stop is None and not stepped:
-            return None if sites or made.done else self._unknown(state, made)
+            return None if sites or made.done else self._unknown(cpu, made)
         state.hit = Hit(pc, stop)
         return EXCP_DEBUG
 
-    def _unknown(self, state: CpuDebug, made: Stepped) -> str | None:
-        """Take a debug exit that nobody asked for: of a breakpoint that is gone meanwhile, or one of the user's own."""
+    def _unknown(self, cpu: Cpu, made: Stepped) -> str | None:
+        """Take a debug exit that nobody asked for: of a breakpoint that is gone meanwhile, an int3 of the guest's own,
+        which it gets back, or one of what the user has set with requests of his own.
+        """
         if made.dr6 & 0xF or made.why is not None:
             return None
-        state.hit = Hit(made.pc)
+        _, exception, _, _ = REASON_AND_DEBUG.unpack_from(cpu.run, EXIT_REASON)
+        if exception == BP_VECTOR and self.points.software:
+            give_int3_back(cpu)
+            return None
+        self._states[cpu.index].hit = Hit(made.pc)
         return EXCP_DEBUG
 
     def _reached(self, cpu: Cpu, made: Stepped, stepped: bool) -> list[Site]:

@@ -8,6 +8,7 @@ from ..errors import PyvcpuError
 from ..kvm.abi import basic as abi
 from ..kvm.abi.debug import KVM_GUESTDBG_SINGLESTEP, KVM_SET_GUEST_DEBUG
 from ..kvm.abi.layout import EXIT_REASON, EXIT_UNION, IMMEDIATE_EXIT, REASON_KEY_BYTE_RING
+from ..vcpu import state
 from ..vcpu.execute import EXCP_HLT, refused, serve
 from ..vcpu.states import Command, State
 from ..x86.segments import EFER_LMA
@@ -72,6 +73,16 @@ def set_control(cpu: Cpu, wanted: Request) -> None:
         if fd.kernel.ioctl(fd.fd, SET_GUEST_DEBUG, wanted.address) < 0:
             raise fd.refusal(KVM_SET_GUEST_DEBUG.name)
         fd.debug_control = wanted.data
+
+
+def give_int3_back(cpu: Cpu) -> None:
+    """Have the guest take the #BP of an int3 that is its own. KVM knows how long the instruction was (QEMU does so)."""
+    from ..kvm.abi.debug import BP_VECTOR
+    from ..kvm.abi.events import kvm_vcpu_events
+
+    events = kvm_vcpu_events.from_buffer_copy(state.get(cpu, "vcpu_events"))
+    events.exception.injected, events.exception.nr, events.exception.has_error_code = 1, BP_VECTOR, 0
+    state.put(cpu, "vcpu_events", bytes(events))
 
 
 def steps(cpu: Cpu, trail: list[int], most: int) -> Stepped:

@@ -99,6 +99,19 @@ vCPU 2: APIC id 2, package 1, core 0, thread 0
 vCPU 3: APIC id 3, package 1, core 0, thread 1
 vCPU 5: APIC id 5, package 2, core 0, thread 1
 """,
+    "13_breakpoints": r"""
+the first instructions: start start\+0x4 start\+0xb start\+0x12 double double\+0x2 start\+0x17
+(note: the breakpoint at 0x101e works by single steps, .*
+)?  the guest writes 2
+start\+0x17 asks for twice of 2
+  the guest writes 6
+<Outcome halted by vCPU 0, status 0> after 1 times
+(note: the watchpoint at 0x2000 works by single steps, .*
+)?  the guest writes 2
+  the guest writes 4
+<Outcome debug by vCPU 0, status 0> at start\+0xb
+the next step leads to start\+0x12 with EAX 3
+""",
     "14_testdev": r"""
 the register gave 0x78 back
 """,
