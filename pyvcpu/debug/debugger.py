@@ -13,7 +13,7 @@ from ..errors import PyvcpuError, StateError
 from ..kvm.abi.debug import BP_VECTOR
 from ..kvm.abi.layout import EXIT_REASON, IMMEDIATE_EXIT
 from ..vcpu import State, current_cpu
-from ..vcpu.execute import EXCP_DEBUG, EXCP_INTERRUPT, inject
+from ..vcpu.execute import EXCP_DEBUG, EXCP_HLT, EXCP_INTERRUPT, inject
 from ..vcpu.handle import Work
 from ..vcpu.states import Command
 from .methods import EXECUTE, WRITE, Methods, methods
@@ -28,6 +28,7 @@ from .stepping import (
     set_control,
     step,
     steps,
+    wait_for_sipi,
 )
 
 TYPE_CHECKING = False
@@ -260,6 +261,8 @@ class Debugger:
         state = self._states[cpu.index]
         if cpu.vcpu._interrupts:
             inject(cpu)
+        if cpu.vcpu.start is None and cpu.has_apic and not wait_for_sipi(cpu):
+            return EXCP_INTERRUPT
         self.apply(cpu)
         while self.is_single(cpu.index):
             state.before = pc_of(cpu) if pc is None else pc
@@ -270,6 +273,9 @@ class Debugger:
                     return why
                 continue  # the handler may have led it elsewhere
             made = self._step_from(cpu, state)
+            if made.again:
+                self.apply(cpu)
+                continue
             why = self._arrived(cpu, made) if made.done or made.why is None else None
             if why == EXCP_DEBUG or made.why is None:
                 if why is not None:
@@ -305,7 +311,8 @@ class Debugger:
         stepped, left = state.stepping and made.done, state.over is not None and made.done
         if made.done:
             state.over = None
-        sites = self._reached(cpu, made, stepped)
+        # Behind a HLT it has not reached the next instruction: that comes when it is woken.
+        sites = [] if made.why == EXCP_HLT else self._reached(cpu, made, stepped)
         stop: Breakpoint | None = None
         state.in_handler = True
         try:
@@ -410,7 +417,10 @@ class Debugger:
                 if made.done:
                     trail.append(made.pc)
                     state.over = None
-                if made.why == EXCP_INTERRUPT and not self._look_at_kick(cpu):
+                if made.again:
+                    trail[-1] = made.pc
+                if made.again or (made.why == EXCP_INTERRUPT and not self._look_at_kick(cpu)):
+                    set_control(cpu, control)
                     continue
                 if made.why is not None or not made.done:
                     break

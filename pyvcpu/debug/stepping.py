@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
+from time import sleep
 
 from ..errors import PyvcpuError
 from ..kvm.abi import basic as abi
@@ -25,18 +26,23 @@ DEBUG, KVM_RUN, SET_GUEST_DEBUG = abi.KVM_EXIT_DEBUG, abi.KVM_RUN.number, KVM_SE
 DR6_STEPPED = 1 << 14  # DR6.BS
 HLT = b"\xf4"
 CR0_PE, USER = 1 << 0, 3
+SIPI_LOOK = 0.001  # seconds between looks for a SIPI
 MOST_PARTS = 1 << 16  # exits of one instruction: `rep outs` of as many elements
 
 
 class Stepped:
     """What a step led to: `pc`, the linear address of the next instruction, `dr6`, and `done`: whether it was made.
 
-    It is not where a breakpoint comes first. `why`: to leave cpu_exec for, as it returns it; None to go on.
+    It is not where a breakpoint comes first. `why`: to leave cpu_exec for, as it returns it; None to go on. `again`:
+    the step is still to be made, from `pc`, and KVM to be told so anew: a SIPI has led the processor there.
     """
 
-    __slots__ = ("done", "dr6", "pc", "why")
+    __slots__ = ("again", "done", "dr6", "pc", "why")
 
-    def __init__(self, pc: int, *, done: bool = True, dr6: int = DR6_STEPPED, why: str | None = None) -> None:
+    def __init__(
+        self, pc: int, *, done: bool = True, dr6: int = DR6_STEPPED, why: str | None = None, again: bool = False
+    ) -> None:
+        self.again = again
         self.pc = pc
         self.done = done
         self.dr6 = dr6
@@ -75,6 +81,20 @@ def set_control(cpu: Cpu, wanted: Request) -> None:
         fd.debug_control = wanted.data
 
 
+def wait_for_sipi(cpu: Cpu) -> bool:
+    """Have a processor that waits for a SIPI not run before it is there; False after a kick.
+
+    Else KVM would take it in KVM_RUN, and go on past the first instruction. KVM_GET_MP_STATE takes it, too.
+    """
+    while cpu.fd.get_mp_state() in (abi.KVM_MP_STATE_UNINITIALIZED, abi.KVM_MP_STATE_INIT_RECEIVED):
+        if cpu.vcpu._kicked:
+            return False
+        sleep(SIPI_LOOK)
+    if cpu.fd.shared is not None:
+        cpu.fd.shared.fetch()
+    return True
+
+
 def give_int3_back(cpu: Cpu) -> None:
     """Have the guest take the #BP of an int3 that is its own. KVM knows how long the instruction was (QEMU does so)."""
     from ..kvm.abi.debug import BP_VECTOR
@@ -99,7 +119,7 @@ def steps(cpu: Cpu, trail: list[int], most: int) -> Stepped:
             request(fd, KVM_RUN)
         except OSError as error:
             why = refused(cpu, error.errno)
-            return step(cpu, before) if why is None else _interrupted(cpu, before, why)
+            return Stepped(pc_of(cpu), done=False, again=True) if why is None else _interrupted(cpu, before, why)
         reason, _, pc, dr6 = unpack(run, EXIT_REASON)
         if reason != DEBUG or not dr6 & DR6_STEPPED:
             return step(cpu, before, entered=True)
@@ -127,9 +147,7 @@ def step(cpu: Cpu, before: int, *, entered: bool = False) -> Stepped:
             entered = False
         except OSError as error:
             why = refused(cpu, error.errno)
-            if why is not None:
-                return _interrupted(cpu, before, why)
-            continue
+            return Stepped(pc_of(cpu), done=False, again=True) if why is None else _interrupted(cpu, before, why)
         reason, key, _, first, last = REASON_KEY_BYTE_RING.unpack_from(run, EXIT_REASON)
         if first != last:
             cpu.context.drain(cpu)
@@ -141,7 +159,7 @@ def step(cpu: Cpu, before: int, *, entered: bool = False) -> Stepped:
         finished = _complete(cpu, before)
         if finished is not None:
             return finished
-    return Stepped(pc_of(cpu), done=False)
+    return Stepped(pc_of(cpu), done=False, again=True)
 
 
 def _interrupted(cpu: Cpu, before: int, why: str) -> Stepped:

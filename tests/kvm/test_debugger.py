@@ -198,6 +198,15 @@ def test_a_breakpoint_that_is_stepped_to_is_hit_where_the_vcpu_stands() -> None:
         assert first.hits == 2
 
 
+def test_a_breakpoint_behind_a_halt_is_not_reached_by_it() -> None:
+    with machine(bytes.fromhex("90 f4 90")) as vm:
+        for address in range(0x3000, 0x3004):
+            vm.break_at(address)  # the debug registers are in use
+        behind = vm.break_at(0x1002)
+        assert vm.run(5).reason == "halted"
+        assert behind.hits == 0
+
+
 def test_a_watched_variable() -> None:
     # mov $0x2000,%bx; 1003: incw (%bx); 1005: cmpw $3,(%bx); 1008: jne 1003; hlt
     seen: list[tuple[int, int]] = []
@@ -415,9 +424,12 @@ def test_a_vcpu_that_is_plugged_has_the_breakpoints() -> None:
         assert (outcome.reason, outcome.vcpu) == ("debug", vm.vcpus[1])
 
 
-def test_a_processor_started_by_another_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [0, 4], ids=["by debug register", "stepped to"])
+def test_a_processor_started_by_another_stops(others: int) -> None:
     with Machine("4M", 3, kvm=DEVICE, output=lambda data: None) as vm:
         vm.load(GUESTS / "irq_sipi.bin")
+        for n in range(others):
+            vm.break_at(0x3000 + n)
         who: list[int] = []
         vm.break_at(0x8000, lambda vcpu: who.append(vcpu.index))
         assert vm.run(10).status == 2 << 1 | 1

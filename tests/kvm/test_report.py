@@ -63,7 +63,7 @@ def test_all_that_is_known(tmp_path: Path, tool: Callable[[str], str]) -> None:
     exits = lines.index("the last 16 exits, the latest at the end:")
     assert lines[exits + 1 : exits + 15] == ["  out port 0x50, 1 bytes: 41"] * 14
     assert lines[exits + 15 : exits + 17] == ["  in port 0x60, 1 bytes", "  SHUTDOWN"]
-    assert lines[-1] == "vCPU 1: running"
+    assert lines[-1] in ("vCPU 1: running", "vCPU 1: paused")  # it may not have come so far
 
 
 def test_a_plain_boot_keeps_no_exits() -> None:
