@@ -1,6 +1,7 @@
 """ACPI: the tables that describe the machine.
 
-Pure functions from numbers to bytes. The machine has ACPI's fixed hardware (acpi_pm.py): docs/pc.md says why.
+Pure functions from numbers to bytes. The machine has ACPI's fixed hardware (acpi_pm.py) where
+it has 8259s; without, it is of the hardware-reduced kind. docs/pc.md says why.
 Source: ACPI Specification 6.4; chapter 5 for the tables, 6.4 for resources, 20 for the byte code (AML).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from ..errors import ConfigError
-from .acpi_pm import CONTROL, EVENT, PM_BASE, SCI, SLEEP_TYPE_S5, TIMER
+from .acpi_pm import CONTROL, EVENT, PM_BASE, REDUCED_S5, SCI, SLEEP_TYPE_S5, TIMER
 from .ports import PANIC_PORT
 from .reset import RESET_CONTROL_PORT, RESET_CPU, RESET_SYSTEM
 
@@ -52,10 +53,12 @@ def build(
         blob.extend(table.ljust(_up(len(table)), b"\0"))
         return address
 
-    blob.extend(bytes(-(base + len(blob)) % FACS_SIZE))
-    facs = add(_facs())
-    dsdt = add(_dsdt(virtio, rtc))
-    fadt = add(_fadt(facs, dsdt, rtc))
+    facs = 0
+    if pic:
+        blob.extend(bytes(-(base + len(blob)) % FACS_SIZE))
+        facs = add(_facs())
+    dsdt = add(_dsdt(virtio, rtc, SLEEP_TYPE_S5 if pic else REDUCED_S5))
+    fadt = add(_fadt(facs, dsdt, rtc) if pic else _reduced_fadt(dsdt, rtc))
     madt = add(_madt(apic_ids, overrides, pic))
     xsdt = add(_table(b"XSDT", 1, struct.pack("<2Q", fadt, madt)))
     blob[: RSDP.size] = _rsdp(xsdt)
@@ -129,6 +132,23 @@ def _fadt(facs: int, dsdt: int, rtc: bool) -> bytes:
     return _table(b"FACP", FADT_REVISION, bytes(table[HEADER.size :]))
 
 
+FLAG_NO_POWER_BUTTON, FLAG_HARDWARE_REDUCED = 1 << 4, 1 << 20
+
+
+def _reduced_fadt(dsdt: int, rtc: bool) -> bytes:
+    table = bytearray(FADT_SIZE)
+    flags = FLAG_WBINVD | FLAG_NO_POWER_BUTTON | FLAG_NO_SLEEP_BUTTON
+    flags |= FLAG_RESET_REGISTER | FLAG_HEADLESS | FLAG_HARDWARE_REDUCED
+    boot = BOOT_LEGACY_DEVICES | BOOT_NO_VGA | (0 if rtc else BOOT_NO_CMOS_RTC)
+    struct.pack_into("<I", table, 40, dsdt)
+    struct.pack_into("<BHxI", table, 108, CMOS_CENTURY if rtc else 0, boot, flags)
+    struct.pack_into("<12sBHB", table, 116, _register(RESET_CONTROL_PORT), RESET_SYSTEM | RESET_CPU, 0, FADT_MINOR)
+    struct.pack_into("<Q", table, 140, dsdt)
+    sleep = PM_BASE + CONTROL  # the sleep control register, the status register after it
+    struct.pack_into("<12s12s", table, 244, _register(sleep), _register(sleep + 1))
+    return _table(b"FACP", FADT_REVISION, bytes(table[HEADER.size :]))
+
+
 def _register(port: int, width: int = 8, access: int = BYTE_ACCESS) -> bytes:
     """Return the generic address structure of a register of so many bits in I/O space (section 5.2.3.2)."""
     return struct.pack("<4BQ", SYSTEM_IO, width, 0, access, port)
@@ -153,7 +173,8 @@ def _madt(apic_ids: Sequence[int], overrides: Iterable[tuple[int, int]], pic: bo
     io_apic_id = 0  # as KVM's own has it
     entries.append(struct.pack("<4B2I", 1, 12, io_apic_id, 0, IO_APIC, 0))
     entries += [struct.pack("<4BIH", 2, 10, 0, isa, gsi, 0) for isa, gsi in overrides]
-    entries.append(struct.pack("<4BIH", 2, 10, 0, SCI, SCI, ACTIVE_HIGH | LEVEL_TRIGGERED))
+    if pic:
+        entries.append(struct.pack("<4BIH", 2, 10, 0, SCI, SCI, ACTIVE_HIGH | LEVEL_TRIGGERED))
     entries.append(struct.pack("<3BHB", 4, 6, ALL_PROCESSORS, 0, LINT1))
     if max(len(apic_ids) - 1, *apic_ids) > LAST_XAPIC_ID:
         entries.append(struct.pack("<2BHIB3x", 10, 12, 0, ALL_X2APIC_PROCESSORS, LINT1))
@@ -164,7 +185,7 @@ def _madt(apic_ids: Sequence[int], overrides: Iterable[tuple[int, int]], pic: bo
 DSDT_REVISION = 2  # 64-bit integers
 
 
-def _dsdt(virtio: Iterable[tuple[int, int, int]], rtc: bool) -> bytes:
+def _dsdt(virtio: Iterable[tuple[int, int, int]], rtc: bool, sleep_type: int) -> bytes:
     devices = [
         _device("COM1", _dword(_eisa_id("PNP0501")), 1, _io(COM1_PORT, COM1_LENGTH) + _interrupt(COM1_IRQ, edge=True))
     ]
@@ -175,7 +196,7 @@ def _dsdt(virtio: Iterable[tuple[int, int, int]], rtc: bool) -> bytes:
     for index, (address, length, gsi) in enumerate(virtio):
         resources = _memory(address, length) + _interrupt(gsi, edge=False)
         devices.append(_device(f"V{index:03X}", _string("LNRO0005"), index, resources))
-    s5 = _package(*map(_integer, (SLEEP_TYPE_S5, 0, 0, 0)))
+    s5 = _package(*map(_integer, (sleep_type, 0, 0, 0)))
     return _table(b"DSDT", DSDT_REVISION, _scope("\\_SB_", b"".join(devices)) + _named("_S5", s5))
 
 

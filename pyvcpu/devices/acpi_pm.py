@@ -35,6 +35,8 @@ ENABLE_BITS = TIMER_STATUS | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC
 SCI_ENABLE, SLEEP_TYPE_SHIFT, SLEEP_ENABLE = 1 << 0, 10, 1 << 13
 CONTROL_BITS = SCI_ENABLE | 1 << 1 | 7 << SLEEP_TYPE_SHIFT
 SLEEP_TYPE_S5 = 0
+# Section 4.8.3.7: on hardware-reduced ACPI the first byte is the sleep control register.
+REDUCED_S5, REDUCED_BITS, REDUCED_SLEEP = 5, 0x3C, 0x20 | 5 << 2
 
 FREQUENCY = 3_579_545  # Hz
 WRAP = 1 << 32
@@ -51,6 +53,8 @@ _STATE = {
 
 class PowerManagement:
     """PM1a_EVT, PM1a_CNT and PM_TMR. ACPI is always on: there is no SMI command to switch it on by.
+
+    A guest whose tables say that ACPI is hardware-reduced powers off by a byte in place of PM1a_CNT.
 
     `power_off()` is called when the guest enters S5, on the thread of the vCPU that does. `set_irq(level)` drives the
     SCI. `clock()` returns nanoseconds; `timer(callback)` makes a timer against that clock.
@@ -145,6 +149,7 @@ class PowerManagement:
                     self._control = self._control & keep | new & CONTROL_BITS | SCI_ENABLE
                     off |= bool(new & SLEEP_ENABLE)
             off = off and self._control >> SLEEP_TYPE_SHIFT & 7 == SLEEP_TYPE_S5
+            off |= offset == CONTROL and len(data) == 1 and data[0] & REDUCED_BITS == REDUCED_SLEEP
             due = self._changed()
         if due:
             self._line.drive()

@@ -93,8 +93,7 @@ def test_overrides_and_no_8259() -> None:
     madt = tables(build([0], overrides=[(0, 2), (5, 20)], pic=False))["APIC"]
     assert struct.unpack_from("<I", madt, 40) == (0,)
     assert [entry for kind, entry in madt_entries(madt) if kind == 2] == [
-        *(struct.pack("<4BIH", 2, 10, 0, isa, gsi, 0) for isa, gsi in ((0, 2), (5, 20))),
-        SCI_OVERRIDE,
+        struct.pack("<4BIH", 2, 10, 0, isa, gsi, 0) for isa, gsi in ((0, 2), (5, 20))
     ]
 
 
@@ -121,6 +120,18 @@ def test_fadt() -> None:
     assert fadt[108] == 0x32
     without = tables(build([0], rtc=False))["FACP"]
     assert (without[108], without[109] & 1 << 5) == (0, 1 << 5)
+
+
+def test_reduced_fadt() -> None:
+    """Without 8259s: hardware-reduced (bit 20), no fixed buttons (bits 4, 5), sleep registers in place of PM1."""
+    found = tables(build([0], pic=False))
+    fadt = found["FACP"]
+    assert (len(fadt), fadt[8], fadt[36:40], fadt[46:108]) == (276, 6, bytes(4), bytes(62))
+    boot, flags = struct.unpack_from("<HxI", fadt, 109)
+    assert (flags, boot) == (1 << 20 | 1 << 12 | 1 << 10 | 1 << 5 | 1 << 4 | 1 << 0, 1 << 0 | 1 << 2)
+    assert struct.unpack_from("<4BQ", fadt, 244) == (1, 8, 0, 1, 0x604)
+    assert struct.unpack_from("<4BQ", fadt, 256) == (1, 8, 0, 1, 0x605)
+    assert b"_S5_\x12\x07\x04\x0a\x05" in found["DSDT"]
 
 
 @pytest.mark.parametrize("length", [1, 61, 62, 63, 4092, 4093, 4094, (1 << 20) - 4, (1 << 20) - 3])

@@ -188,6 +188,8 @@ def test_the_power_button() -> None:
         (4, b"\x00\x34", 0),  # S5 is type 0
         (4, b"\x00", 0),
         (5, b"\x20", 1),
+        (4, b"\x34", 1),  # the sleep control register of hardware-reduced ACPI
+        (4, b"\x14", 0),
         (2, b"\x00\x00\x00\x20", 1),
         (0, b"\x00\x20", 0),
     ],
