@@ -71,7 +71,7 @@ class Base(Thing):
         self.turns = 0  # how often Cpu.execute() was left
         self.wake_fd = -1
         self.sleeping = False
-        self.counts: dict[str, int] = {}
+        self.exits = self.io_exits = self.mmio_exits = self.halt_exits = self.signal_exits = 0
         self.stats: StatsFile | None = None
         self.clock_version = 0
         self.guest_stopped = False
@@ -96,10 +96,6 @@ class Base(Thing):
         if self.sleeping:
             self.vm.woken = True
             os.eventfd_write(self.wake_fd, 1)
-
-    def count(self, name: str) -> None:
-        """Count something for KVM_GET_STATS_FD."""
-        self.counts[name] = self.counts.get(name, 0) + 1
 
     def is_bsp(self) -> bool:
         """Tell whether this is the boot processor."""

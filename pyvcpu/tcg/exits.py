@@ -48,7 +48,7 @@ BS = 0x4000
 
 
 def _halt(vcpu: Vcpu) -> bool:
-    vcpu.count("halt_exits")
+    vcpu.halt_exits += 1
     if vcpu.lapic is None:
         WORD.pack_into(vcpu.page, EXIT_REASON, HLT)
         return True
@@ -58,7 +58,7 @@ def _halt(vcpu: Vcpu) -> bool:
 
 def _port(vcpu: Vcpu) -> bool:
     cpu, page = vcpu.cpu, vcpu.page
-    vcpu.count("io_exits")
+    vcpu.io_exits += 1
     data = cpu.exit_data
     IO.pack_into(page, EXIT_REASON, EXIT_IO, not cpu.exit_in, cpu.exit_size, cpu.exit_port, cpu.exit_count, DATA)
     if cpu.exit_in:
@@ -104,7 +104,7 @@ def _stepped(vcpu: Vcpu, flags: int) -> bool:
 
 def _device(vcpu: Vcpu) -> bool:
     cpu = vcpu.cpu
-    vcpu.count("mmio_exits")
+    vcpu.mmio_exits += 1
     data = cpu.exit_data.ljust(8, b"\0")
     MMIO.pack_into(vcpu.page, EXIT_REASON, MMIO_EXIT, cpu.exit_address, data, cpu.exit_size, cpu.exit_write)
     vcpu.completion = _finish_device

@@ -11,6 +11,7 @@ from struct import Struct
 from threading import get_ident
 
 from . import state
+from .clock import NEVER
 from .contract import EXIT_ATTENTION
 from .exits import EXIT_REASON, EXITS, IMMEDIATE_EXIT, INTR, LONG, READY, REQUEST_WINDOW, UNKNOWN, WORD, shutdown
 from .signals import drain
@@ -89,7 +90,7 @@ def _run(vcpu: Vcpu) -> int:
         if page[IMMEDIATE_EXIT]:
             raise OSError(errno.EINTR, "immediate_exit")
         _loop(vcpu)
-        vcpu.count("exits")
+        vcpu.exits += 1
         return 0
     except OSError:
         vcpu.was_kicked = True
@@ -129,14 +130,15 @@ def _take_synced(vcpu: Vcpu, dirty: int) -> None:
 def _save(vcpu: Vcpu) -> None:
     """Fill in what kvm_run shows after each KVM_RUN."""
     cpu, page = vcpu.cpu, vcpu.page
-    flags = cpu.get_rflags()
-    if vcpu.vm.irqs.pic is not None:
-        ready = 1
-    else:
-        ready = int(bool(flags & IF) and not cpu.interrupt_shadow and cpu.pending is None and vcpu.window_accepted())
-    HEAD.pack_into(page, READY, ready, flags >> 9 & 1, 0, vcpu.get_cr8(), vcpu.apic_base)
+    enabled = cpu.flags & IF
+    ready = enabled and not cpu.interrupt_shadow and cpu.pending is None
+    cr8 = vcpu.cr8
+    if vcpu.lapic is not None:
+        ready = vcpu.vm.irqs.pic is not None or (ready and vcpu.window_accepted())
+        cr8 = vcpu.lapic.get_cr8()
+    HEAD.pack_into(page, READY, bool(ready), bool(enabled), 0, cr8, vcpu.apic_base)
     if vcpu.stats is not None:
-        vcpu.stats.write(vcpu.counts)
+        vcpu.stats.write(vcpu)
     (valid,) = LONG.unpack_from(page, VALID_REGS)
     if valid & 7:
         if valid & REGS:
@@ -154,6 +156,7 @@ def _loop(vcpu: Vcpu) -> None:
     """Run until there is an exit, written into the page. Raise OSError EINTR for a signal."""
     cpu, vm, signals = vcpu.cpu, vcpu.vm, vcpu.signals
     timers, clock = vm.timers, vm.clock
+    began = NEVER  # of the first turn, which most often ends with an exit, nobody knows how long it takes
     WORD.pack_into(vcpu.page, EXIT_REASON, UNKNOWN)
     cpu.recheck()
     while True:
@@ -177,7 +180,6 @@ def _loop(vcpu: Vcpu) -> None:
             shutdown(vcpu)
             return
         _prepare(vcpu)
-        began = clock.now()
         vm.inside.add(vcpu)
         try:
             code = cpu.execute(vcpu.budget)
@@ -188,13 +190,16 @@ def _loop(vcpu: Vcpu) -> None:
                 vm.notify_left()
         if code != EXIT_ATTENTION and EXITS[code](vcpu):
             return
+        now = clock.now()
         if code == EXIT_ATTENTION:
-            _after_turn(vcpu, clock.now() - began)
-        if timers.next <= clock.now():
+            _after_turn(vcpu, now - began)
+            now = clock.now()
+        began = now
+        if timers.next <= now:
             timers.run()
         if signals.pending():
             break
-    vcpu.count("signal_exits")
+    vcpu.signal_exits += 1
     WORD.pack_into(vcpu.page, EXIT_REASON, INTR)
     raise OSError(errno.EINTR, "signal")
 
@@ -207,7 +212,7 @@ def _after_turn(vcpu: Vcpu, took: int) -> None:
         vm.clock.give_way()
     elif took > LONG_TURN:
         vcpu.budget = max(vcpu.budget >> 1, LEAST)
-    elif took < SHORT_TURN:
+    elif 0 <= took < SHORT_TURN:
         vcpu.budget = min(vcpu.budget << 1, MOST)
 
 

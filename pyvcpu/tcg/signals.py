@@ -59,7 +59,6 @@ class Signals:
     def enter(self) -> None:
         """Block all signals of the calling thread."""
         _mask(SIG_BLOCK, _ALL, self._before_at)
-        self._inside[0] = self._before[0] if self.mask is None else self.mask
 
     def leave(self) -> None:
         """Put the thread's mask back; what has arrived is handled now."""
@@ -68,10 +67,12 @@ class Signals:
     def pending(self) -> bool:
         """Tell whether a signal waits that is to interrupt KVM_RUN."""
         _pending(self._pending_at)
-        return bool(self._pending[0] & ~self._inside[0])
+        waiting = self._pending[0]
+        return bool(waiting and waiting & ~(self._before[0] if self.mask is None else self.mask))
 
     def sleep(self, fd: int) -> bool:
         """Sleep until the eventfd `fd` is signalled, or a signal arrives; tells whether it was a signal."""
+        self._inside[0] = self._before[0] if self.mask is None else self.mask
         self._fd.fd = fd
         code = _ppoll(ctypes.addressof(self._fd), 1, None, self._inside_at)
         return bool(code < 0 and ctypes.get_errno() == errno.EINTR)

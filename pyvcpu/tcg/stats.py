@@ -17,7 +17,7 @@ BUCKETS = 32
 VM_STATS = (("remote_tlb_flush", CUMULATIVE, 1), ("mmu_flush", CUMULATIVE, 1))
 VCPU_STATS = (
     ("exits", CUMULATIVE, 1), ("io_exits", CUMULATIVE, 1), ("mmio_exits", CUMULATIVE, 1), ("halt_exits", CUMULATIVE, 1),
-    ("signal_exits", CUMULATIVE, 1), ("irq_injections", CUMULATIVE, 1), ("blocking", INSTANT | BOOLEAN, 1),
+    ("signal_exits", CUMULATIVE, 1), ("blocking", INSTANT | BOOLEAN, 1),
     ("halt_wait_hist", LOGARITHMIC, BUCKETS),
 )  # fmt: skip
 
@@ -27,7 +27,8 @@ class StatsFile:
 
     __slots__ = ("_table", "_where", "fd")
 
-    def __init__(self, name: str, counts: dict[str, int], of_vcpu: bool) -> None:
+    def __init__(self, name: str, counts: object, of_vcpu: bool) -> None:
+        """Make the file; values are the attributes of `counts` of their names, 0 where it has none."""
         self._table = VCPU_STATS if of_vcpu else VM_STATS
         self.fd = os.memfd_create("kvm-stats", os.MFD_CLOEXEC)
         descriptors = b""
@@ -41,7 +42,7 @@ class StatsFile:
         os.pwrite(self.fd, head + name.encode().ljust(ID, b"\0") + descriptors, 0)
         self.write(counts)
 
-    def write(self, counts: dict[str, int]) -> None:
+    def write(self, counts: object) -> None:
         """Bring it up to date."""
-        data = b"".join(pack("<Q", counts.get(name, 0)).ljust(8 * size, b"\0") for name, _, size in self._table)
+        data = b"".join(pack("<Q", getattr(counts, name, 0)).ljust(8 * size, b"\0") for name, _, size in self._table)
         os.pwrite(self.fd, data, self._where)

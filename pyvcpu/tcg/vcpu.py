@@ -262,7 +262,7 @@ class Vcpu(VcpuState):
         from .stats import StatsFile
 
         if self.stats is None:
-            self.stats = StatsFile(f"kvm-{os.getpid()}/vcpu-{self.id}", self.counts, True)
+            self.stats = StatsFile(f"kvm-{os.getpid()}/vcpu-{self.id}", self, True)
         return os.dup(self.stats.fd)
 
 

@@ -346,7 +346,7 @@ class Vm(VmCore):
         from .stats import StatsFile
 
         if self.stats is None:
-            self.stats = StatsFile(f"kvm-{os.getpid()}", {}, False)
+            self.stats = StatsFile(f"kvm-{os.getpid()}", self, False)
         return os.dup(self.stats.fd)
 
     REQUESTS: ClassVar[dict[int, Request]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import struct
 from collections.abc import Iterator
 
@@ -288,14 +290,15 @@ def test_a_halted_guest_is_woken_by_its_timer() -> None:
         assert made.out(2) == b"I."
 
 
-def apic_on(made: Rig) -> None:
-    """Enable the first vCPU's local APIC, and point FS at its page."""
-    sregs = made.vcpu.get_sregs()
+def apic_on(made: Rig, index: int = 0) -> None:
+    """Enable a vCPU's local APIC, and point FS at its page."""
+    vcpu = made.vcpus[index]
+    sregs = vcpu.get_sregs()
     sregs.fs.base = 0xFEE00000
-    made.vcpu.set_sregs(sregs)
-    registers = bytearray(made.vcpu.get_lapic())
+    vcpu.set_sregs(sregs)
+    registers = bytearray(vcpu.get_lapic())
     registers[SVR : SVR + 4] = (0x1FF).to_bytes(4, "little")
-    made.vcpu.set_lapic(bytes(registers))
+    vcpu.set_lapic(bytes(registers))
 
 
 def write_apic(offset: int, value: int) -> bytes:
@@ -330,3 +333,28 @@ def test_a_vcpu_wakes_another_by_ipi() -> None:
         assert made.run().exit_reason == abi.Exit.IO
         assert other.done()
         assert (other.error, other.result) == (None, b"I.")
+
+
+def test_no_wake_up_is_lost_between_two_vcpus() -> None:
+    """Each sends the other an IPI and halts, 500 times; a lost one would leave both halted for good."""
+    rounds = 500
+    with rig(2, "kernel") as made:
+        for index in (0, 1):
+            apic_on(made, index)
+        made.vcpus[1].set_mp_state(abi.KVM_MP_STATE_RUNNABLE)
+        made.handler(VECTOR, write_apic(EOI, 0) + b"\xcf")
+
+        def send(to: int) -> bytes:
+            return write_apic(ICR2, to << 24) + write_apic(ICR, VECTOR)
+
+        ping = send(1) + b"\xfb\xf4\xfa\x49"  # sti; hlt; cli; dec %cx
+        made.start(ping + b"\x75" + bytes([-len(ping) - 2 & 0xFF]) + b"\xe6\x50\xf4", rcx=rounds)
+        pong = b"\xfb\xf4\xfa" + send(0)
+        made.start(pong + b"\xeb" + bytes([-len(pong) - 2 & 0xFF]), 1, 0x2000, rsp=0x7000)
+        made.kernel.catch(signal.SIGURG)
+        other = Caller(made.vcpus[1].run)
+        assert made.run().io.port == 0x50
+        made.pages[1][1] = 1
+        signal.pthread_kill(made.inside(1).thread, signal.SIGURG)
+        assert other.done()
+        assert other.result == errno.EINTR
