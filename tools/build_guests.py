@@ -4,6 +4,9 @@ The first line of a source gives its format, the mode it starts in and the addre
 `# flat real 0x1000` (or `protected`, or `long`), `# bootsector 0x7c00`, or `# elf32 0x100000` (or `elf64`). A Multiboot
 or PVH guest is an ELF image that has the header in it. Needs GNU as, ld and objcopy.
 
+Any version of them gives a guest the same code at the same addresses. What an alignment fills in would differ, so a
+source must say it. How an ELF file is laid out differs, too: images are compared by what a loader sees of them.
+
     python tools/build_guests.py            # build them all
     python tools/build_guests.py --check    # build them elsewhere, compare, write nothing
 """
@@ -12,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -45,6 +50,9 @@ SECTIONS {{
 }}
 ASSERT(SIZEOF(.data) == 0, "everything in a guest belongs in .text, and zeros in .bss")
 """
+ALIGNMENT = re.compile(r"^\s*(?:\w+:\s*)?\.(?:align|balign|p2align)[wl]?\s+[^,#\n]*(?:#.*)?$", re.MULTILINE)
+INCLUDE = re.compile(r'^\s*\.include\s+"([^"]+)"', re.MULTILINE)
+PT_LOAD, PT_NOTE = 1, 4
 ELF_OPTIONS = ("-n", "-s", "-z", "noexecstack", "-z", "max-page-size=16", "--no-warn-rwx-segments")
 
 
@@ -86,6 +94,46 @@ def parse_header(line: str) -> Header:
     raise GuestError(f"the first line must read like '# flat real 0x1000', not {line!r}")
 
 
+def check_alignments(source: Path) -> None:
+    """Raise GuestError when an alignment of `source`, or of what it includes, leaves what fills the gap to `as`."""
+    text = source.read_text(encoding="utf-8")
+    if found := ALIGNMENT.search(text):
+        wanted = found[0].split("#")[0].strip()
+        raise GuestError(f"{source.name}: say what fills the gap, as in `{wanted}, 0`: versions of as differ in it")
+    for name in INCLUDE.findall(text):
+        check_alignments(source.parent / name)
+
+
+def loaded(image: bytes) -> object:
+    """Return what a loader sees of `image`: of ELF the entry, the segments and the notes, else every byte.
+
+    Raises GuestError when an ELF image is cut short.
+    """
+    if image[:4] != b"\x7fELF":
+        return image
+    wide = image[4:5] == b"\x02"
+    # e_machine, e_entry, e_phoff, e_phnum (elf(5))
+    header = struct.Struct("<18xH4xQQ16xH" if wide else "<18xH4xII12xH")
+    # p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz; the narrow form has p_flags behind p_memsz
+    entry = struct.Struct("<IIQQQQQQ" if wide else "<IIIIIIII")
+    try:
+        machine, start, table, count = header.unpack_from(image)
+        rows = [entry.unpack_from(image, table + number * entry.size) for number in range(count)]
+    except struct.error:
+        raise GuestError("an ELF image is cut short") from None
+    segments, notes = [], []
+    for row in rows:
+        kind, flags, offset, virtual, physical, size, memory, _ = row if wide else (row[0], row[6], *row[1:6], row[7])
+        data = image[offset : offset + size]
+        if len(data) != size:
+            raise GuestError("an ELF image is cut short")
+        if kind == PT_LOAD and memory:
+            segments.append((virtual, physical, memory, flags, data))
+        elif kind == PT_NOTE:
+            notes.append(data)
+    return machine, start, sorted(segments), sorted(notes)
+
+
 def check_image(header: Header, image: bytes) -> None:
     """Raise GuestError when `image` does not fit its format."""
     if header.format == "bootsector" and (len(image) != SECTOR_SIZE or image[-2:] != b"\x55\xaa"):
@@ -103,9 +151,10 @@ def run(*command: str) -> None:
 
 
 def build(source: Path) -> bytes:
-    """Return the image of one source. The same source gives the same bytes on every machine."""
+    """Return the image of one source. What is `loaded` of it is the same on every machine."""
     with source.open(encoding="utf-8") as file:
         header = parse_header(file.readline().rstrip("\n"))
+    check_alignments(source)
     with tempfile.TemporaryDirectory() as folder:
         script, assembled, linked, flat = (f"{folder}/guest.{end}" for end in ("ld", "o", "elf", "bin"))
         text, options = (ELF_SCRIPT, ELF_OPTIONS) if header.format == "elf" else (LINKER_SCRIPT, ())
@@ -137,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr)
             status = 1
             continue
-        if target.exists() and target.read_bytes() == image:
+        if target.exists() and loaded(target.read_bytes()) == loaded(image):
             continue
         if check:
             print(f"{name}: {target.name} is not what the source gives; run `make guests`", file=sys.stderr)

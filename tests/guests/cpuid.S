@@ -31,7 +31,7 @@ _start:
 halt:   hlt
         jmp     halt
 
-        .balign 4
+        .balign 4, 0
 list:
         .long   0x0, 0
         .long   0x1, 0

@@ -26,7 +26,7 @@ to_real:
         ljmp    $0xf000, $0xfff0
 to_real_end:
 
-        .align  8
+        .balign 8, 0
 gdt:    .quad   0
         .quad   0x00009b000000ffff              # base 0, limit 64 KiB, 16-bit code
 gdt_pointer:

@@ -43,6 +43,6 @@ _start:
 halt:   hlt
         jmp     halt
 
-        .balign 16
+        .balign 16, 0
 factors: .float 1.5, 2.5, 3.5, 4.5
 twos:   .float  2, 2, 2, 2

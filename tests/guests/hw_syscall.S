@@ -87,7 +87,7 @@ on_syscall:
 halt:   hlt
         jmp     halt
 
-        .balign 8
+        .balign 8, 0
 gdt:    .quad   0
         .quad   0x00af9b000000ffff              # kernel code, 64-bit
         .quad   0x00cf93000000ffff              # kernel data

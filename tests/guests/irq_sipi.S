@@ -77,12 +77,12 @@ others: cli
 2:      hlt
         jmp     2b
 
-        .align  8
+        .balign 8, 0
 gdt:    .quad   0
         .quad   0x00cf9b000000ffff              # 32-bit code, flat
         .quad   0x00cf93000000ffff              # data, flat
 gdtr:   .word   3 * 8 - 1
         .long   TRAMPOLINE + (gdt - others)
-        .align  4
+        .balign 4, 0
 count:  .long   0
 others_end:

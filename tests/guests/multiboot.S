@@ -20,7 +20,7 @@
         .set    MEMORY_MAP_LENGTH, 44
         .set    MEMORY_MAP, 48
 
-        .align  4
+        .balign 4, 0
         .long   HEADER_MAGIC, HEADER_FLAGS, -(HEADER_MAGIC + HEADER_FLAGS)
 
         .globl  _start

@@ -28,5 +28,5 @@ _start:
 done:   out     %al, $DEBUG_EXIT
 halt:   hlt
         jmp     halt
-        .align  4
+        .balign 4, 0
 end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,8 +29,60 @@ def test_every_image_has_a_source() -> None:
 
 @pytest.mark.usefixtures("binutils")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_rebuild_gives_the_same_bytes(source: Path) -> None:
-    assert build_guests.build(source).hex(" ") == source.with_suffix(".bin").read_bytes().hex(" ")
+def test_rebuild_gives_the_same_guest(source: Path) -> None:
+    there = source.with_suffix(".bin").read_bytes()
+    assert build_guests.loaded(build_guests.build(source)) == build_guests.loaded(there)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_is_loaded_of_an_elf_image(wide: bool) -> None:
+    """Entry, segments and notes count; where they lie in the file, section headers and empty segments do not."""
+    one = elf_image(wide, entry=0x100002, code=b"\x90\xf4", gap=0)
+    machine = 62 if wide else 3
+    expected = (machine, 0x100002, [(0x100000, 0x200000, 5, 7, b"\x90\xf4")], [b"note"])
+    assert build_guests.loaded(one) == expected
+    assert build_guests.loaded(elf_image(wide, entry=0x100002, code=b"\x90\xf4", gap=13)) == expected
+    assert build_guests.loaded(elf_image(wide, entry=0x100000, code=b"\x90\xf4", gap=0)) != expected
+    assert build_guests.loaded(elf_image(wide, entry=0x100002, code=b"\x90\x90", gap=0)) != expected
+    for size in range(4, len(one)):
+        with pytest.raises(build_guests.GuestError, match="cut short"):
+            build_guests.loaded(one[:size])
+
+
+def elf_image(wide: bool, entry: int, code: bytes, gap: int) -> bytes:
+    """Return an image of one loaded segment, one of no size and a note, with `gap` bytes before what they hold."""
+    table = 64 if wide else 52
+    size = 56 if wide else 32
+    data_at = table + 3 * size + gap
+    ident = b"\x7fELF" + bytes([2 if wide else 1, 1, 1]) + bytes(9)
+    layout = "<HHIQQQIHHHHHH" if wide else "<HHIIIIIHHHHHH"
+    image = ident + struct.pack(layout, 2, 62 if wide else 3, 1, entry, table, gap, 0, table, size, 3, 40, gap, 0)
+    for kind, offset, length, memory in (
+        (1, data_at, len(code), 5),
+        (1, gap, 0, 0),
+        (4, data_at + len(code), 4, 4),
+    ):
+        place = (offset, 0x100000, 0x200000, length, memory)
+        image += struct.pack("<II6Q", kind, 7, *place, 8) if wide else struct.pack("<8I", kind, *place, 7, 8)
+    return image + bytes(gap) + code + b"note"
+
+
+def test_flat_images_are_loaded_whole() -> None:
+    assert build_guests.loaded(b"\x90\xf4") == b"\x90\xf4"
+
+
+@pytest.mark.parametrize("line", [".balign 8, 0", ".p2align 3, 0xcc # gap", "# .align 8", ".long 8"])
+def test_alignment_that_says_what_fills_it(tmp_path: Path, line: str) -> None:
+    (tmp_path / "guest.S").write_text(f"# flat real 0x1000\n        {line}\n")
+    build_guests.check_alignments(tmp_path / "guest.S")
+
+
+@pytest.mark.parametrize("line", [".align 8", "\t.balign\t16 # data, 0", "gdt: .p2align 3", ".balignl 4"])
+def test_alignment_that_leaves_the_gap_to_the_assembler(tmp_path: Path, line: str) -> None:
+    (tmp_path / "guest.S").write_text('# flat real 0x1000\n        .include "common.inc"\n')
+    (tmp_path / "common.inc").write_text(f"# data\n{line}\nhlt\n")
+    with pytest.raises(build_guests.GuestError, match=r"common.inc: say what fills the gap, as in `.*, 0`"):
+        build_guests.check_alignments(tmp_path / "guest.S")
 
 
 @pytest.mark.parametrize(
