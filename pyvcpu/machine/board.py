@@ -80,6 +80,11 @@ class Board:
         keyboard.attach_to(self._ports)
         self._add("i8042", keyboard)
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether devices are served beside the vCPUs."""
+        return self.loop.has_thread
+
     def _add(self, name: str, device: Any, region: Region | None = None, *, line: int | None = None) -> None:
         self.devices[name] = device
         if line is not None:
