@@ -108,6 +108,11 @@ class Board:
         """Return whether the calling thread is one that serves devices."""
         return self._loop is not None and self._loop.is_own_thread()
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether devices are served beside the vCPUs."""
+        return self._loop is not None and self._loop.has_thread
+
     def _add(self, name: str, device: Any, region: Region | None = None, *, line: int | None = None) -> None:
         self.devices[name] = device
         if line is not None:

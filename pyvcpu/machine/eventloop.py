@@ -111,6 +111,11 @@ class EventLoop:
         with self._lock:
             return self._now()
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether something was added that is to be served."""
+        return self._thread is not None
+
     def is_own_thread(self) -> bool:
         """Return whether the calling thread is the loop's, that is, whether this is a callback."""
         return self._thread is threading.current_thread()

@@ -134,6 +134,16 @@ class RunControl:
             _release(self.devices)
         return run
 
+    def begin_here_locked(self) -> Run | None:
+        """Do what resume() does, but for the vCPUs, with the lock held: for a caller that runs the one there is itself.
+
+        Return the run; None where that is not to begin now.
+        """
+        if self.closed or self.holders or self._devices_paused or self.on_resume:
+            return None
+        run = self._open_locked()
+        return None if run.outcome is not None else run
+
     def forget_end(self) -> None:
         """Take the outcome as seen: a reset lets the machine begin anew. What handlers raised still waits."""
         with self.lock:
@@ -154,8 +164,9 @@ class RunControl:
 
         A signal handler that interrupts the main thread where it holds the lock cannot wait for it: a helper does.
         """
-        if vcpu is None and self.is_vcpu_thread():
-            vcpu = current_cpu()
+        current = current_cpu() if vcpu is None else None
+        if current is not None and current.control is self:
+            vcpu = current
         outcome = Outcome(reason, status, vcpu, exit, report)
         self._with_lock(lambda: self._finish_locked(outcome))
 
@@ -172,7 +183,9 @@ class RunControl:
         self._with_lock(note)
 
     def _with_lock(self, function: Callable[[], None]) -> None:
-        if self.lock.acquire(blocking=threading.current_thread() is not threading.main_thread()):
+        if self.lock.acquire(blocking=False) or self.lock.acquire(
+            blocking=threading.current_thread() is not threading.main_thread()
+        ):
             try:
                 function()
             finally:

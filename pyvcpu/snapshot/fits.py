@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..kvm.abi import capabilities
 from ..vcpu import state
 from ..x86.cpuid import Leaves
-from .data import SnapshotError
+from .plain import SnapshotError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True

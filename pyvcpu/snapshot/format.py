@@ -11,7 +11,7 @@ from __future__ import annotations
 from binascii import crc32
 from struct import Struct
 
-from .data import SnapshotError
+from .plain import SnapshotError
 
 MAGIC = b"\x89pyvcpu snapshot"
 VERSION = 1

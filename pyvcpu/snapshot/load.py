@@ -11,23 +11,25 @@ from array import array
 from binascii import crc32
 
 from .codec import CodecError, decode
-from .data import ID_BYTES, Snapshot, SnapshotError, check
 from .format import CHUNK, HEADER_SIZE, PAGE, Header
 from .image import Image
+from .plain import ID_BYTES, SnapshotError, check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import Any
+
+    from .plain import Saved
 
     Progress = Callable[[int, int], object] | None
-    Kind = TypeVar("Kind", bound=Snapshot)
+    Kind = Callable[[dict[str, Any], Image, Saved | None, bytes], Saved]
 
 MOST_LAYERS = 64
 LINK = {"id", "name", "runs"}
 
 
-def load(kind: type[Kind], path: str, verify: bool, progress: Progress) -> Kind:
+def load(kind: Kind, path: str, verify: bool, progress: Progress) -> Saved:
     """Do what Snapshot.load() does."""
     return _load(kind, path, verify, progress, 0)
 
@@ -46,7 +48,7 @@ def read_id(path: str) -> bytes | None:
         os.close(fd)
 
 
-def _load(kind: type[Kind], path: str, verify: bool, progress: Progress, depth: int) -> Kind:
+def _load(kind: Kind, path: str, verify: bool, progress: Progress, depth: int) -> Saved:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     image = None
     try:
@@ -91,14 +93,14 @@ def _metadata(fd: int) -> tuple[Header, dict[str, Any]]:
     return header, metadata
 
 
-def _image(fd: int, header: Header, metadata: dict[str, Any], base: Snapshot | None) -> Image:
+def _image(fd: int, header: Header, metadata: dict[str, Any], base: Saved | None) -> Image:
     size, stored = metadata["data"]["memory"], header.layout.end - header.layout.memory
     if base is None:
         if stored != size:
             raise SnapshotError(f"it has {stored} bytes of memory in place of {size}")
         return Image(fd, header.layout.memory, size)
-    if base.memory_size != size:
-        raise SnapshotError(f"its base has {base.memory_size} bytes of memory in place of {size}")
+    if base.image.size != size:
+        raise SnapshotError(f"its base has {base.image.size} bytes of memory in place of {size}")
     numbers = _numbers(metadata["base"]["runs"], size // PAGE, stored // PAGE)
     return Image(fd, header.layout.memory, size, base.image, numbers)
 
@@ -121,7 +123,7 @@ def _numbers(runs: Any, pages: int, stored: int) -> array[int]:
     return numbers
 
 
-def _base(kind: type[Kind], path: str, link: Any, verify: bool, progress: Progress, depth: int) -> Kind | None:
+def _base(kind: Kind, path: str, link: Any, verify: bool, progress: Progress, depth: int) -> Saved | None:
     """Load the snapshot that this one is a layer of: a file of the same folder, and of no other."""
     if link is None:
         return None
@@ -139,7 +141,7 @@ def _base(kind: type[Kind], path: str, link: Any, verify: bool, progress: Progre
     except SnapshotError as error:
         raise SnapshotError(f"its base {name}: {error}") from None
     if base.id != link["id"]:
-        base.close()
+        base.image.close()
         raise SnapshotError(f"{name} is another snapshot than its base")
     return base
 

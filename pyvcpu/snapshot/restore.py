@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from struct import pack
+from time import time_ns
 
 from ..errors import PyvcpuError
-from ..kvm.abi.basic import kvm_sregs
 from ..kvm.abi.capabilities import KVM_CAP_ADJUST_CLOCK
 from ..kvm.abi.clock import KVM_CLOCK_REALTIME, kvm_clock_data
-from ..kvm.abi.layout import CR8, IF_FLAG, READY_FOR_INTERRUPT_INJECTION
 from ..vcpu import state
+from ..vcpu.standin import StandIn
 from ..vcpu.states import NO_THREAD
 from ..x86.reset import IA32_TSC
-from .data import ID_BYTES, SnapshotError, msr_pairs
 from .fits import check_devices, check_machine
+from .plain import ID_BYTES, SnapshotError, msr_pairs
+from .quick import Quick
+from .tracker import Tracker
+from .vcpu_reset import settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -28,32 +30,49 @@ if TYPE_CHECKING:  # mypy reads this as True
 
 TIMES = ("continue", "frozen")
 FIRST = ("irqchip", "ioapic")  # those behind their lines drive them to the same levels afterwards
-IF = 1 << 9
-CR8_IN_SREGS = kvm_sregs.cr8.offset
 WALL_CLOCKS = (0x11, 0x4B56_4D00)  # MSR_KVM_WALL_CLOCK and its newer form: KVM writes to memory when they are set
 ADDRESS = ~0xFFF & (1 << 64) - 1
 TSC_TOLERANCE = 250  # parts per million, as when a vCPU is made
 U64 = (1 << 64) - 1
 
 
-def restore(machine: Target, snapshot: Snapshot, wanted: str = "continue", any_disk: bool = False) -> None:
-    """Do what Machine.restore() does."""
-    if wanted not in TIMES:
-        raise SnapshotError(f"time must be one of {', '.join(TIMES)}, not {wanted!r}")
+def restore(
+    machine: Target,
+    snapshot: Snapshot,
+    *,
+    time: str = "continue",
+    any_disk: bool = False,
+    again: bool = True,
+) -> None:
+    """Do what Machine.restore() does. `again`: prepare for doing it again, quickly."""
     control = machine.control
     with control.start_lock:
+        if time not in TIMES:
+            raise SnapshotError(f"time must be one of {', '.join(TIMES)}, not {time!r}")
         check_machine(snapshot, machine, any_disk)
         machine.start()
         check_devices(snapshot, machine, any_disk)
+        machine._quick = None
         try:
             _match_vcpus(machine, snapshot)
             with machine.paused("restore"):
-                _restore(machine, snapshot, Time(machine, snapshot, wanted))
+                _restore(machine, snapshot, Time(machine, snapshot, time))
+                if again and Quick.can(snapshot):
+                    _prepare(machine, snapshot)
         except (PyvcpuError, ValueError, OverflowError) as error:
             if isinstance(error, SnapshotError):
                 raise
             raise SnapshotError(f"the snapshot cannot be restored: {error}") from error
         control.forget_end()
+
+
+def _prepare(machine: Target, snapshot: Snapshot) -> None:
+    """Get ready to reset the machine to `snapshot`, again and again; the world is held still."""
+    if machine._tracker is None:
+        machine._tracker = Tracker(machine.vm, machine.memory)
+    machine._quick = Quick(machine, snapshot, machine._tracker)
+    if machine._stand_in is None and len(machine.vcpus) == 1:
+        machine._stand_in = StandIn(machine._threads[0])
 
 
 class Time:
@@ -63,7 +82,7 @@ class Time:
         clock = snapshot.data["clock"]
         self.goes_on = wanted == "continue"
         self.leave = self.goes_on and machine._clock_line == clock["line"]
-        self.elapsed = max(time.time_ns() - clock["realtime"], 0)  # ns
+        self.elapsed = max(time_ns() - clock["realtime"], 0)  # ns
         self._clock = clock
         self._machine = machine
 
@@ -129,7 +148,8 @@ def _frozen(name: str, data: Any, clock: Time) -> Any:
 def load_vcpu(thread: VcpuThread, saved: dict[str, Any], clock: Time) -> None:
     """Load the state of a vCPU, on its thread."""
     state.load(thread, fitted(thread, saved["state"], clock))
-    settle(thread)
+    if not thread.has_apic:
+        settle(thread, saved["state"])
     thread.vcpu._interrupts.clear()
     thread.vcpu._interrupts.extend(saved["interrupts"])
 
@@ -154,16 +174,6 @@ def fitted(cpu: Cpu, saved: dict[str, bytes], clock: Time) -> dict[str, bytes]:
             values.append((index, clock.tsc(value, khz)))
     found["msrs"] = b"".join(pack("<QQ", *pair) for pair in values)
     return found
-
-
-def settle(cpu: Cpu) -> None:
-    """Have the page that KVM shares say of interrupts what the registers say, after they were set."""
-    if cpu.has_apic:
-        return
-    run = cpu.run
-    run[CR8 : CR8 + 8] = state.get(cpu, "sregs")[CR8_IN_SREGS : CR8_IN_SREGS + 8]
-    run[READY_FOR_INTERRUPT_INJECTION] = 0  # the next exit says
-    run[IF_FLAG] = bool(cpu.vcpu.registers.rflags & IF)
 
 
 def _rewrite_wall_clocks(machine: Target, snapshot: Snapshot) -> None:

@@ -15,15 +15,15 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .data import Snapshot
     from .image import Image
+    from .plain import Saved
 
     Progress = Callable[[int, int], object] | None
 
 ZEROS = bytes(CHUNK)
 
 
-def save(snapshot: Snapshot, path: str, whole: bool, progress: Progress) -> None:
+def save(snapshot: Saved, path: str, whole: bool, progress: Progress) -> None:
     """Do what Snapshot.save() does."""
     folder, name = os.path.split(os.path.abspath(path))
     base = None if whole else _base_in(snapshot, folder)
@@ -43,7 +43,7 @@ def save(snapshot: Snapshot, path: str, whole: bool, progress: Progress) -> None
     snapshot.path = os.path.join(folder, name)
 
 
-def _base_in(snapshot: Snapshot, folder: str) -> Snapshot | None:
+def _base_in(snapshot: Saved, folder: str) -> Saved | None:
     """Return the snapshot that the file is to refer to: the base, where it lies in the same folder, still the same."""
     base = snapshot.base
     if base is None or base.path is None or os.path.dirname(base.path) != folder:
@@ -53,7 +53,7 @@ def _base_in(snapshot: Snapshot, folder: str) -> Snapshot | None:
     return base if read_id(base.path) == base.id else None
 
 
-def _write(fd: int, snapshot: Snapshot, base: Snapshot | None, progress: Progress) -> None:
+def _write(fd: int, snapshot: Saved, base: Saved | None, progress: Progress) -> None:
     image = snapshot.image
     numbers = None if base is None else sorted(image.places)
     pages = image.size // PAGE if numbers is None else len(numbers)

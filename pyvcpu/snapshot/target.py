@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
-    from threading import RLock
+    from threading import Lock, RLock
     from typing import Any, Protocol
 
     from ..boot.plan import Plan
@@ -15,22 +15,43 @@ if TYPE_CHECKING:  # mypy reads this as True
     from ..memory import GuestMemory
     from ..vcpu.context import KvmContext
     from ..vcpu.handle import Vcpu
+    from ..vcpu.standin import StandIn
     from ..vcpu.thread import VcpuThread
     from ..x86.topology import Topology
     from .data import Snapshot
-    from .reset import Tracker
+    from .tracker import Tracker
+
+    class Run(Protocol):
+        """One run (machine.runcontrol.Run)."""
+
+        seen: bool
+
+        @property
+        def outcome(self) -> object: ...
 
     class Control(Protocol):
         """The run of the machine (machine.runcontrol.RunControl)."""
 
+        lock: Lock
         start_lock: RLock
+        holders: list[str]
+        closed: bool
 
+        @property
+        def run(self) -> Run: ...
         def forget_end(self) -> None: ...
+
+    class Board(Protocol):
+        """The devices (machine.board.Board)."""
+
+        @property
+        def has_thread(self) -> bool: ...
 
     class Target(Protocol):
         """A machine. `_parent`: the snapshot that it was restored from last, None if from none. `_clock_line`: 16
         bytes that it has in common with those snapshots whose clocks have gone on with its own. `_tracker`: what knows
-        which pages have changed since it was restored.
+        which pages have changed since it was restored, `_quick` what resets it to the same snapshot once more.
+        `_stand_in`: lets the caller's thread do the work of the one vCPU that there is.
         """
 
         kvm: Kvm
@@ -44,9 +65,13 @@ if TYPE_CHECKING:  # mypy reads this as True
         _parent: Snapshot | None
         _clock_line: bytes
         _tracker: Tracker | None
+        _quick: Any  # quick.Quick, which knows this module
+        _stand_in: StandIn | None
 
         @property
         def control(self) -> Control: ...
+        @property
+        def board(self) -> Board: ...
         @property
         def devices(self) -> Mapping[str, Any]: ...
         def start(self) -> None: ...

@@ -4,7 +4,7 @@ it.
 
 from __future__ import annotations
 
-from ..kvm.abi.layout import CR8, IMMEDIATE_EXIT, REQUEST_INTERRUPT_WINDOW, SYNC_REGS, VALID_REGS
+from ..kvm.abi.layout import CR8, DIRTY_REGS, IMMEDIATE_EXIT, REQUEST_INTERRUPT_WINDOW, SYNC_REGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -62,6 +62,4 @@ class Cpu:
             self.run[REQUEST_INTERRUPT_WINDOW] = 0
             self.run[IMMEDIATE_EXIT] = self.vcpu._kicked
             self.run[CR8 : CR8 + 8] = bytes(8)
-            self.run[VALID_REGS:SYNC_REGS] = bytes(SYNC_REGS - VALID_REGS)
-            if self.fd.shared is not None:  # who has begun to look at the page goes on doing so
-                self.run[VALID_REGS] = self.fd.shared.in_use
+            self.run[DIRTY_REGS:SYNC_REGS] = bytes(SYNC_REGS - DIRTY_REGS)

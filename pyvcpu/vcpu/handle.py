@@ -93,8 +93,8 @@ def current_cpu() -> Vcpu | None:
     return vcpu
 
 
-def set_current_cpu(vcpu: Vcpu) -> None:
-    """Note that the calling thread is the one of `vcpu`."""
+def set_current_cpu(vcpu: Vcpu | None) -> None:
+    """Note that the calling thread is the one of `vcpu`, or of none."""
     _thread.cpu = vcpu
 
 
@@ -305,6 +305,10 @@ class Vcpu:
         with self.control.lock:
             self._apply(command)
 
+    def take_step_locked(self, command: Command) -> None:
+        """Do the same with the machine's lock held."""
+        self._apply(command)
+
     def _command(self, command: Command, timeout: float | None) -> bool:
         control = self.control
         with control.lock:
@@ -335,6 +339,8 @@ class Vcpu:
         """Post `item` and return its number."""
         if self.state is State.UNPLUGGED:
             raise StateError(f"vCPU {self.index} is unplugged: plug it first")
+        if item is Command.PAUSE and self.state is State.PAUSED and not self._inbox:
+            return self._posted  # it stands still already: its thread need not wake up
         self._posted += 1
         if item is Command.RESUME:
             self._last_resume = self._posted
@@ -374,7 +380,7 @@ class Vcpu:
         if self._sleeping:
             self._sleeping = False
             self._bell.release()
-        elif self.created:
+        elif self.created and self._ident != threading.get_ident():
             signal.pthread_kill(self._ident, SIG_IPI)  # 3. and so does the one under way
         self._kicked = True  # last: where a Ctrl-C cut this short, the next kick does it all again
 

@@ -8,7 +8,7 @@ back first (QEMU: cpu_synchronize_state); whoever sets something in KVM has the 
 from __future__ import annotations
 
 from ..kvm.abi import basic as abi
-from ..kvm.abi.layout import DIRTY_REGS, SYNC_REGS, SYNC_SREGS, VALID_REGS
+from ..kvm.abi.layout import DIRTY_REGS, SYNC_EVENTS, SYNC_REGS, SYNC_SREGS, VALID_REGS
 from ..kvm.vcpu import VcpuFd
 
 TYPE_CHECKING = False
@@ -75,6 +75,7 @@ class SharedRegisters:
         self._fd = fd
         self._run = run
         self._views: dict[int, Any] = {}
+        run[VALID_REGS:SYNC_REGS] = bytes(SYNC_REGS - VALID_REGS)  # the page of a parked fd is as it was left
 
     @property
     def vcpu_dirty(self) -> bool:
@@ -129,4 +130,13 @@ SETS: dict[int, tuple[Any, int, Ioctl, Ioctl]] = {
     abi.KVM_SYNC_X86_REGS: (abi.kvm_regs, SYNC_REGS, abi.KVM_GET_REGS, abi.KVM_SET_REGS),
     abi.KVM_SYNC_X86_SREGS: (abi.kvm_sregs, SYNC_SREGS, abi.KVM_GET_SREGS, abi.KVM_SET_SREGS),
 }
-IN_ORDER = (abi.KVM_SYNC_X86_SREGS, abi.KVM_SYNC_X86_REGS)  # segments first: KVM checks rflags and rip against them
+# Segments first: KVM checks rflags and rip against them.
+IN_ORDER = (abi.KVM_SYNC_X86_SREGS, abi.KVM_SYNC_X86_REGS, abi.KVM_SYNC_X86_EVENTS)
+
+
+def share_events() -> None:
+    """Let SharedRegisters.view() give the events, too, which few have a use for."""
+    from ..kvm.abi import events
+
+    get, set = events.KVM_GET_VCPU_EVENTS, events.KVM_SET_VCPU_EVENTS
+    SETS[abi.KVM_SYNC_X86_EVENTS] = (events.kvm_vcpu_events, SYNC_EVENTS, get, set)
