@@ -62,8 +62,7 @@ def test_several_vcpus_go_on_in_another_machine(irqchip: str, tmp_path: Path) ->
             snapshot = made.snapshot()
             before = [counter(made, index) for index in range(4)]
         snapshot.save(tmp_path / "four.snap")
-    options = {} if SOFTWARE else {"kvm": DEVICE}
-    with Machine.from_snapshot(tmp_path / "four.snap", **options) as other:
+    with Machine.from_snapshot(tmp_path / "four.snap", kvm=None if SOFTWARE else DEVICE) as other:
         assert [counter(other, index) for index in range(4)] == before
         other.resume()
         for index in range(4):

@@ -184,7 +184,9 @@ def test_devices_and_controllers_are_reset_with_the_machine() -> None:
     with machine(HLT, irqchip="kernel") as made:
         made.board.add_virtio(VirtioRng())
         made.start()
-        fresh = {name: device.state() for name, device in made.devices.items() if name not in ("irqchip", "rtc", "acpi-pm")}
+        fresh = {
+            name: device.state() for name, device in made.devices.items() if name not in ("irqchip", "rtc", "acpi-pm")
+        }
         chips = without_time(made)
         made.ports.write(None, 0x3FB, b"\x03")
         made.ports.write(None, 0x3FF, b"\x55")
