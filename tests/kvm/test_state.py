@@ -28,6 +28,7 @@ pytestmark = pytest.mark.kvm
 IRQCHIPS = ["none", "kernel", "split"]
 IA32_TSC = 0x10
 # What goes on by itself: the time-stamp counter, and Hyper-V's clocks.
+WITH_TIME = ("irqchip", "rtc", "acpi-pm")  # devices whose state goes on by itself
 CLOCKS = {IA32_TSC, 0x4000_0010, 0x4000_0020}
 
 
