@@ -5,7 +5,7 @@ VENV     ?= .venv
 VERSIONS ?= 3.11 3.12 3.13
 ARGS     ?=
 MMU      ?= nested
-TCG_TESTS ?= tests/kvm
+TCG_TESTS ?= tests/kvm/api tests/kvm/test_loaders.py tests/kvm/test_interrupts.py tests/kvm/test_handlers.py
 RIG      ?=
 
 BIN   := $(VENV)/bin

@@ -174,7 +174,6 @@ class RunControl:
         """End the run; `error` is raised in everyone who waits for it, also where it had ended before."""
 
         def note() -> None:
-            self._open_locked()
             if len(self.run.failures) < MOST_FAILURES and not any(error is known for known in self.run.failures):
                 self.run.failures.append(error)
             self._finish_locked(Outcome("failed", 1, current_cpu() if self.is_vcpu_thread() else None))
