@@ -31,7 +31,7 @@ TRIES = 3
 ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
 # The checks of every change, with nested paging: what runs in all modes, interrupts, processors that come and go,
 # state. The rest of it, and shadow paging, is for `make test-amd`.
-CHECKS = ("boot", "interrupts", "plug", "state")
+CHECKS = ("boot", "interrupts", "plug")
 # With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
 SHADOW = ("boot", "examples", "exits", "interrupts", "loaders")
 TOGETHER = 6  # test files in one rig: a rig that stands still costs no more than these once more
