@@ -15,7 +15,7 @@ HELP_LINES = (
 
 
 class Keys:
-    """What a terminal sends, told apart: input for the guest, and commands. For one thread."""
+    """Sorts what a terminal sends into input for the guest and commands. For one thread."""
 
     __slots__ = ("_escaped",)
 

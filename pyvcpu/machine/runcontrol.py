@@ -176,7 +176,7 @@ class RunControl:
     ) -> None:
         """End the run and stop every vCPU; the first outcome is the one that counts. Any thread, also in a handler.
 
-        A signal handler that interrupts the main thread where it holds the lock cannot wait for it: a helper does.
+        A signal handler that interrupts the main thread where it holds the lock cannot wait for it: a thread does.
         """
         if vcpu is None and self.is_vcpu_thread():
             vcpu = current_cpu()
@@ -344,7 +344,7 @@ class RunControl:
     def close(self) -> None:
         """Unplug every vCPU for good, and wait until their threads have ended. Closing again waits for the same."""
         threads = self.close_later()
-        # Not join() alone: a thread that another one is just starting cannot be joined yet.
+        # join() alone would not do: a thread that another one is just starting cannot be joined yet.
         self.cond.wait_for(lambda: all(vcpu.thread is not thread for vcpu, thread in threads))
         for _, thread in threads:
             thread.join()
