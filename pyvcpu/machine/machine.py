@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     Image = bytes | bytearray | str | os.PathLike[str]
 
-COUNTED = ("flat", "elf")  # formats whose guests get the number of vCPUs in (R)SI
+COUNTED = ("flat", "elf")  # formats whose guests are told the number of vCPUs in (R)SI
 # Below 4 GiB and outside RAM: pages that KVM on Intel needs for real mode (api.rst 4.36, 4.55).
 IDENTITY_MAP, TSS = 0xFEFF_C000, 0xFEFF_D000
 CHUNK = 1 << 20
@@ -166,7 +166,7 @@ class Machine:
 
         `format`: one of boot.FORMATS; None to see for itself. `initrd`: command lines and contents of the files that
         Linux, Multiboot and PVH images get beside them; `append`: their command line. `mode`, `load`, `entry`: for flat
-        images, see boot.Target. `start`: all or bsp. `name`: what a Multiboot guest gets as the name of its image.
+        images, see boot.Target. `start`: all or bsp. `name`: what a Multiboot guest is told that it was loaded from.
 
         Raise ImageError for an image that cannot be booted here, OSError for an unreadable file.
         """
