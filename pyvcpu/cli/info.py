@@ -82,13 +82,13 @@ def as_json(value: object) -> str:
 
 
 def survey(path: str) -> dict[str, Any]:
-    """Return all that the command shows, in the form of the JSON; raise KvmError where KVM cannot run a machine."""
+    """Return all that is told, in the form of the JSON; raise KvmError where KVM cannot run a machine."""
     with Kvm(path) as kvm:
         for name, (cap, since) in REQUIRED.items():
             if not kvm.check_extension(cap):
                 raise KvmError("KVM_CHECK_EXTENSION", 0, path, f"this KVM lacks {name}, which came with {since}")
         capabilities = {cap.name: kvm.check_extension(cap) for cap in Cap}
-        recommended = capabilities["NR_VCPUS"] or 4  # what api.rst 4.4 says to take without NR_VCPUS
+        recommended = capabilities["NR_VCPUS"] or 4  # what api.rst 4.4 says to take where one is not told
         maximum = capabilities["MAX_VCPUS"] or recommended
         return {
             "schema": SCHEMA,
