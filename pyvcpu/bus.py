@@ -116,7 +116,7 @@ class Bus:
     ) -> Region:
         """Give `length` addresses from `start` on to handlers, under a name for messages.
 
-        `read(initiator, offset, size)` returns `size` bytes, or an int of which the low `size` bytes count;
+        `read(initiator, offset, size)` returns `size` bytes, or an int, whose low `size` bytes count;
         `write(initiator, offset, data)` takes bytes. Offsets count from `start`. `direct(initiator, data)`, if
         given, does what `write` does at offset 0, in one call less. Raise ConfigError when the range is empty,
         leaves the address space, or overlaps another.

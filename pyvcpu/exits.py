@@ -109,7 +109,7 @@ class Shutdown(ExitEvent):
 
 
 class IrqWindowOpen(ExitEvent):
-    """The guest takes interrupts now, as kvm_run.request_interrupt_window had asked to be told."""
+    """The guest takes interrupts now: kvm_run.request_interrupt_window had asked for an exit as soon as it does."""
 
     __slots__ = ()
     reason = Exit.IRQ_WINDOW_OPEN
@@ -127,7 +127,7 @@ class FailEntry(ExitEvent):
 
 
 class InternalFailure(ExitEvent):
-    """KVM gave up: `suberror` is a KVM_INTERNAL_ERROR_*, `data` what it tells, `instruction` the bytes if told."""
+    """KVM gave up: `suberror` is a KVM_INTERNAL_ERROR_*, `data` what it says, `instruction` its bytes if known."""
 
     __slots__ = __match_args__ = ("suberror", "data", "instruction")
     reason = Exit.INTERNAL_ERROR

@@ -157,7 +157,7 @@ A_OUT_HEADER, A_OUT_PAGE = 32, 4096
 
 
 def _a_out(image: bytes) -> tuple[str, str] | None:
-    """Recognise an a.out by its header, of which two bytes alone may be anybody's code: the sizes must fit the file."""
+    """Recognise an a.out by its header. Its magic number may be anybody's code, so the sizes must fit the file, too."""
     if len(image) < A_OUT_HEADER:
         return None
     words = [int.from_bytes(image[at : at + 4], "little") for at in range(0, A_OUT_HEADER, 4)]

@@ -90,7 +90,7 @@ class Kernel:
             raise ImageError(f"the kernel is damaged: its header says that it has {len(self.code)} bytes of code")
 
     def _code(self, image: bytes) -> memoryview:
-        """Return the protected-mode code. The header counts in 16 bytes, the last of which need not be there."""
+        """Return the protected-mode code. The header counts in units of 16 bytes; the last unit may be cut short."""
         start = self.setup_size
         if start > len(image):
             raise CutShort(f"the kernel is cut short: its setup code has {start} bytes, and the file {len(image)}")

@@ -16,7 +16,7 @@ OPTIONAL = 1 << 0
 
 END, REQUEST, ADDRESS, ENTRY, CONSOLE, FRAMEBUFFER, MODULE_ALIGN, EFI_BS, EFI32, EFI64, RELOCATABLE = range(11)
 BODIES = {ADDRESS: 16, ENTRY: 4, CONSOLE: 4, RELOCATABLE: 16}  # sizes, where they matter
-# Of what there is none here. A kernel that can do without sets the flag "optional".
+# What is not here. A kernel that can do without sets the flag "optional".
 MISSING = {
     FRAMEBUFFER: "a framebuffer",
     EFI_BS: "EFI boot services",

@@ -1,4 +1,4 @@
-"""What both versions of Multiboot share: how an image is loaded, and the two sizes of memory that a guest is told."""
+"""What both versions of Multiboot share: how an image is loaded, and the two sizes of memory that a guest gets."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Plan:
 
     `format`: its name. `segments`: (guest physical address, bytes or a view of the image's) pairs; all other RAM is
     zero. `starts`: one StartState per vCPU, None for one that waits for INIT-SIPI-SIPI. `irqchip`: what the format
-    needs unless told otherwise.
+    needs unless the user asks for another.
     """
 
     __slots__ = ("format", "irqchip", "segments", "starts")

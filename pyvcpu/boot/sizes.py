@@ -81,7 +81,7 @@ def _spans(image: bytes, name: str) -> list[Span]:
 
 
 def _content(initrd: bytes) -> int:
-    """Return about how much memory the content of an initrd takes: archives, the last of which may be compressed."""
+    """Return about how much memory the content of an initrd takes: archives; the last one may be compressed."""
     rest = initrd
     if initrd.startswith(CPIO):  # microcode, often, with another archive behind
         end = initrd.find(CPIO_END, 0, LOOK)

@@ -99,7 +99,7 @@ def _set_attributes(attributes: list[Any]) -> None:
 class Input:
     """Standard input, to the guest's serial port, from the moment at which the guest listens.
 
-    Of a pipe or file no more is read than the guest takes; at its end the machine runs on. A terminal is switched to
+    A pipe or file is read no further than the guest takes; at its end the machine runs on. A terminal is switched to
     raw mode, and back by close(). Its keys are all read at once, so that those that are for us (keys.py) work also when
     the guest takes none; the others wait here until the guest does. Ctrl-C is the guest's once it takes input: until
     then it interrupts, as in any program that is not looking.
@@ -273,7 +273,7 @@ def _give(serial: Serial, data: bytes) -> None:
 def _stop_in_background() -> bool:
     """Stop, as whoever reads a terminal in the background, until `fg`; return whether that was of no use.
 
-    Not by reading: when the read goes on, it would wait for a line, before the terminal is raw.
+    A read would do the same, and then wait for a line, because the terminal is not raw yet.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTTIN,))  # this thread was made by a vCPU's, which blocks it
     signal.raise_signal(signal.SIGTTIN)

@@ -16,7 +16,7 @@ PROMPT_LINE = "Ctrl-A C  stop the guest and open a Python prompt"
 
 
 class Keys:
-    """What a terminal sends, told apart: input for the guest, and commands. For one thread."""
+    """Sorts what a terminal sends into input for the guest and commands. For one thread."""
 
     __slots__ = ("_escaped",)
 

@@ -1,7 +1,7 @@
 """The options of a command as a table, and a quick reading of the plain cases.
 
-argparse parses them and writes the help. But it takes 9 ms to load and set up where a whole boot takes 25, so a command
-line of known options with their values is read here, and all else (help, mistakes, abbreviations) is left to argparse.
+argparse parses them and writes the help. It takes 9 ms to load and set up, where a whole boot takes 25. So a command
+line of known options with their values is read here; argparse does the rest: help, mistakes, abbreviations.
 """
 
 from __future__ import annotations

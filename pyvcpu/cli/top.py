@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 PERIOD = 0.5  # seconds between two pictures
 STDOUT, STDERR = 1, 2
 NEEDED = ("sc", "rc", "csr", "cup", "cuu", "el", "ed")  # what terminfo calls save cursor, change scroll region, ...
-DOWN = b"\x1bD"  # down a line, in the same column; terminfo's word for it is \n, of which the tty makes a new line
+DOWN = b"\x1bD"  # down a line, in the same column; terminfo has \n for it, which the tty turns into a new line
 Counts = dict[tuple[int, int], int]  # by vCPU and exit reason
 
 

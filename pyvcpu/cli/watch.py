@@ -88,7 +88,7 @@ class Watch:
             self._lines = [*table(self._observer), *of_kvm(machine)]
 
     def report(self) -> None:
-        """Print the statistics, below what is told of the machine's end."""
+        """Print the statistics, below what is said of the machine's end."""
         if self._kvm is not None:
             self._kvm.close()
         if self._teller is not None:
@@ -118,7 +118,7 @@ class Watch:
 
 
 class Teller:
-    """Says lines on a thread of its own: those who tell must not wait for whoever reads standard error."""
+    """Says lines on a thread of its own: a vCPU that has a line must not wait for whoever reads standard error."""
 
     def __init__(self) -> None:
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()  # an empty one is the end
@@ -137,7 +137,7 @@ class Teller:
                 say(line)
 
     def flush(self) -> None:
-        """Wait until all is said that was told."""
+        """Wait until all lines are out."""
         said = threading.Event()
         self._lines.put(said)
         said.wait()

@@ -1,8 +1,8 @@
 """A serial port: the 16550A UART, with a line that takes no time.
 
 Source: National Semiconductor PC16550D data sheet (June 1995), section 8. Where a real line takes time, this
-one does not: the transmitter is always empty, and the receiver's character timeout has always run out. Only between one
-FIFO and the next it does take time (serial_input.py says why).
+one does not: the transmitter is always empty, and the receiver's character timeout has always run out. It takes time
+only between one FIFO and the next (serial_input.py says why).
 """
 
 from __future__ import annotations

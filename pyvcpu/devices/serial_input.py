@@ -3,7 +3,7 @@
 Drivers (Linux's is one) stay in their interrupt handler for as long as there is something to do, with interrupts
 disabled: on a line that is never busy, until all has been received. They leave what they receive to others, who need
 the processor as long again: a guest that takes a FIFO in 30 ms (an emulated one does) and finds the next at once does
-nothing else any more, and its watchdogs bark. So more input comes after a pause that is as long as the guest took.
+nothing else any more, and its watchdogs warn. So more input comes after a pause that is as long as the guest took.
 """
 
 from __future__ import annotations

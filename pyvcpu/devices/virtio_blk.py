@@ -81,7 +81,7 @@ class VirtioBlk(RequestDevice):
         self.config = _CONFIG.pack(self._sectors, SIZE_MAX, SEG_MAX, 0, 0, 0, SECTOR)
 
     def state(self) -> State:
-        """Return what the guest was told of the disk; its bytes are not in it."""
+        """Return what the guest knows of the disk; its bytes are not in it."""
         return {"sectors": self._sectors, "readonly": self._backend.readonly}
 
     def restore(self, data: object) -> None:

@@ -29,7 +29,7 @@ def transfer(session: Session, arguments: bytes) -> bytes:
 
 
 def description(session: Session, offset: int) -> bytes:
-    """The registers (features/target.xml). A client that begins to read gets what monitor.py was told to offer."""
+    """The registers (features/target.xml). A client that begins to read gets what monitor.py offers by then."""
     return (session.layout if offset else session.new_layout()).xml
 
 

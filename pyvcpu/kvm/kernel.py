@@ -98,7 +98,7 @@ class Kernel(Protocol):
 
 # From Python 3.14 on, fcntl.ioctl repeats a request that a signal has interrupted, by itself: a kick would be lost.
 FCNTL_RETRIES = sys.version_info >= (3, 14)
-# mmap keeps a copy of the descriptor for resize(), which nobody needs here; from 3.13 on it can be told not to.
+# mmap keeps a copy of the descriptor for resize(), which nobody needs here. From 3.13 on it need not.
 UNTRACKED: dict[str, bool] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 

@@ -76,7 +76,7 @@ class Coalescer:
     def drain(self, cpu: Cpu) -> None:
         """Serve what is in the ring, on the thread of `cpu`, in whose mapping the ring is read.
 
-        Of a handler that raises, only that write is taken out of the ring; the others are served by the next drain().
+        When a handler raises, its write is taken out of the ring; the next drain() serves those behind it.
         """
         run, vcpu, lock = cpu.run, cpu.vcpu, self._control.lock
         while True:

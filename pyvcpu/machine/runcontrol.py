@@ -162,7 +162,7 @@ class RunControl:
     ) -> None:
         """End the run and stop every vCPU; the first outcome is the one that counts. Any thread, also in a handler.
 
-        A signal handler that interrupts the main thread where it holds the lock cannot wait for it: a helper does.
+        A signal handler that interrupts the main thread where it holds the lock cannot wait for it: a thread does.
         """
         current = current_cpu() if vcpu is None else None
         if current is not None and current.control is self:
@@ -358,7 +358,7 @@ class RunControl:
     def close(self) -> None:
         """Unplug every vCPU for good, and wait until their threads have ended. Closing again waits for the same."""
         threads = self.close_later()
-        # Not join() alone: a thread that another one is just starting cannot be joined yet.
+        # join() alone would not do: a thread that another one is just starting cannot be joined yet.
         self.cond.wait_for(lambda: all(vcpu.thread is not thread for vcpu, thread in threads))
         for _, thread in threads:
             thread.join()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # mypy reads this as True
 
     from .timeline import Event
 
-MOST_EXITS = 20  # kinds of exits that are told of a vCPU
-AGAIN = ("kick", "wait_io_event", RUN)  # and ioctls: what is told once in a life
+MOST_EXITS = 20  # kinds of exits of a vCPU that get a line
+AGAIN = ("kick", "wait_io_event", RUN)  # and ioctls: these get a line once in a life
 
 MEANINGS = {
     "realize": "make up its features and CPUID leaves; there is no thread yet (x86_cpu_realizefn)",
@@ -38,13 +38,13 @@ MEANINGS = {
     "wait for created": "sleep until the vCPU says that it is created",
     "init_vcpu": "in its thread: get the fd, map struct kvm_run, tell KVM what it is",
     "init_cpu_signals": "get ready for kicks: a signal that does nothing but interrupt KVM_RUN",
-    "init_vcpu failed": "the thread ends; whoever started it is told why",
+    "init_vcpu failed": "the thread ends; whoever started it gets the exception",
     "created signalled": "whoever started it may go on",
     "wait_io_event": "do what other threads ask for, sleep while there is nothing to do",
     "resume": "it may run: from wait_io_event to cpu_exec",
     "pause": "it is out of KVM_RUN and stays out",
     "halt": "the guest executed HLT, and nothing in the kernel can wake it",
-    "wake": "it was reset: it can run again",
+    "wake": "its HLT is over, by an interrupt, an NMI, wake() or a reset",
     "kick": "there is something for it to do: a signal gets it out of KVM_RUN, a bell wakes it in wait_io_event",
     "unplug": "it is to leave the machine",
     "handle_guest_debug": "a breakpoint or single step that nobody took: the machine ends",
@@ -80,7 +80,7 @@ MEANINGS = {
     "KVM_SET_SREGS": "segments, control registers: the mode that it starts in",
     "KVM_GET_REGS": "general registers, as KVM has them",
     "KVM_SET_REGS": "general registers, and where it starts",
-    "KVM_KVMCLOCK_CTRL": "tell the guest that it was paused, lest it thinks that it hung",
+    "KVM_KVMCLOCK_CTRL": "tell the guest that it was paused, so that it does not think that it hung",
     "KVM_GET_STATS_FD": "an fd to read KVM's own statistics from",
 }
 
@@ -88,7 +88,7 @@ MEANINGS = {
 class Explain:
     """Makes a readable line of each step for `say`, which must not block.
 
-    What happens again and again is told once, save changes of state. `_lock` guards what was told.
+    What happens again and again gets one line, save changes of state. `_lock` guards the note of what had its line.
     """
 
     def __init__(self, say: Callable[[str], object]) -> None:

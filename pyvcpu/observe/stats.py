@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 IO_EXIT = abi.KVM_EXIT_IO
 FINE, SHIFT = 1024, 7  # buckets of 128 ns up to 131 us; above, one for each power of two
 BUCKETS = FINE + 64
-TIMED = 7  # one of so many accesses to a port is timed; a prime, lest it keep step with what a guest repeats
+TIMED = 7  # one of so many accesses to a port is timed; a prime, so that a guest's loop does not keep step with it
 MOST_KEYS = 1024  # ports and addresses that are counted apart; a guest must not fill our memory
 OTHERS = -1
 BY_ADDRESS = (abi.KVM_EXIT_IO, abi.KVM_EXIT_MMIO)
@@ -83,8 +83,8 @@ class Kind:
 class Stats:
     """Counts exits, by vCPU and reason: a probe for Machine.observe().
 
-    Each vCPU's thread writes its own; `kinds` may be read meanwhile. `kinds[index][reason]`; those of a vCPU that was
-    plugged again are added to those of its former life.
+    Each vCPU's thread writes its own; `kinds` may be read meanwhile. `kinds[index][reason]`. A vCPU that
+    is plugged again goes on with its counts.
     """
 
     def __init__(self) -> None:

@@ -62,8 +62,8 @@ def told_of(reason: int, key: int, data: bytes, *, before: bool = False) -> str:
 class Timeline:
     """Keeps what happened, and writes it as Chrome trace-event JSON, which Perfetto opens.
 
-    Of more than MOST_EVENTS it keeps the first half and the last: how all began, and what led to the end. `dropped`
-    says how many were between. `_lock` guards it all.
+    It keeps the first and the last half of MOST_EVENTS: how all began, and what led to the end. `dropped` says how many
+    were between. `_lock` guards it all.
     """
 
     def __init__(self) -> None:

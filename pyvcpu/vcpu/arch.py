@@ -1,4 +1,4 @@
-"""The x86 part of a vCPU's life while it runs; what comes before is in arch_realize, arch_init and arch_reset."""
+"""The x86 part of a vCPU's life while it runs; what comes before is in arch_realize and arch_init."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 def tell_guest_it_was_paused(cpu: Cpu) -> None:
     """Keep the guest's watchdogs quiet about the time that it did not run (KVM_KVMCLOCK_CTRL, api.rst 4.70).
 
-    A guest that has no kvmclock has nothing to be told: KVM answers EINVAL.
+    KVM answers EINVAL for a guest without kvmclock, which needs no such note.
     """
     from errno import EINVAL
 

@@ -1,4 +1,4 @@
-"""In the thread: what a new vCPU is told before its first step (QEMU: kvm_arch_init_vcpu)."""
+"""In the thread: a new vCPU is set up before its first step (QEMU: kvm_arch_init_vcpu)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TSC_TOLERANCE = 250  # parts per million: what guests' clocks make up for; as in
 def arch_init_vcpu(cpu: Cpu) -> None:
     """Set the processor up in its own thread: TSC rate, paravirtual leaves, CPUID, machine checks, starting state.
 
-    A parked fd has all that is said to KVM once; what its former life left behind is reset.
+    A parked fd keeps what KVM takes only once. The rest of its state is reset.
     """
     step = cpu.step
     if cpu.has_lived:
@@ -47,8 +47,8 @@ def arch_init_vcpu(cpu: Cpu) -> None:
 def set_tsc_khz(cpu: Cpu) -> None:
     """1. Set the TSC's rate where one was asked for, and learn which it is (QEMU: kvm_arch_set_tsc_khz).
 
-    Not the rate that KVM tells after a refusal is compared, but the one from before: some KVMs then tell what they
-    refused. Raise ConfigError when the vCPU cannot have the rate.
+    The rate from before the request decides whether one is needed: some KVMs report a rate that they have just refused.
+    Raise ConfigError when the vCPU cannot have the rate.
     """
     asked, found = cpu.template.model.tsc_khz, tsc_khz(cpu)
     if asked and not _close(asked, found):
@@ -66,7 +66,7 @@ def set_tsc_khz(cpu: Cpu) -> None:
 
 
 def tsc_khz(cpu: Cpu) -> int:
-    """Return the TSC's rate, 0 where the host's is not stable or KVM too old to tell."""
+    """Return the TSC's rate, 0 where the host's is not stable or KVM is too old to say."""
     try:
         return cpu.fd.get_tsc_khz()
     except KvmError as error:

@@ -61,13 +61,13 @@ class Cond:
     ) -> bool:
         """Return True once `predicate()`, called with the lock held, is true; False after `timeout` seconds.
 
-        Call it without the lock. Whoever changes something calls `predicate`, in their thread: this thread then sleeps
-        until it holds. Otherwise each of many vCPUs that stop would wake it, and it would take the interpreter's lock
-        from the next one.
+        Call it without the lock. A thread that changes something calls `predicate` itself, so that this thread sleeps
+        until it holds. Otherwise each of many vCPUs that stop would wake this thread, which would take the
+        interpreter's lock from the next of them.
 
         `trigger()` is called, with the lock held, unless the predicate holds already. It sets off what is waited for,
-        such as a kick. It comes after this thread has entered itself among the waiting, so that this thread goes to
-        sleep sooner: the kicked thread needs the interpreter's lock at once.
+        such as a kick. It is the last step before this thread sleeps: a thread that it kicks needs the interpreter's
+        lock at once.
 
         `on_delay()`, if it is set, is called with the lock held each time that LONGEST has passed in vain.
         """

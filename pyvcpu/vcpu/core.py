@@ -25,7 +25,7 @@ class Cpu:
     """What belongs to the thread of one vCPU, and lasts from one of its lives to the next.
 
     `vcpu` is its handle. `fd` and `run` (struct kvm_run and what follows it) are there from init_vcpu to destroy_vcpu.
-    `cpuid`, `tsc_khz`, `mcg_cap` and `reset_sregs` are what KVM was told, or said, when it was first created;
+    `cpuid`, `tsc_khz`, `mcg_cap` and `reset_sregs` are what KVM got or gave when the vCPU was first created;
     `has_lived` says that it was, `has_run` that it has been in KVM_RUN since.
     """
 

@@ -80,8 +80,8 @@ if TYPE_CHECKING:  # mypy reads this as True
         def kick(self, index: int, how: str) -> None: ...
 
 
-# The kick. Not SIGUSR1, which QEMU takes: programs have uses of their own for it. Not a real-time signal: they are
-# queued, and the queue of a user can be full. Hardly a program has a handler for SIGURG, which is ignored by default.
+# The kick. SIGURG is ignored by default, and few programs have a handler for it. SIGUSR1, which QEMU takes, has other
+# uses in many. Real-time signals are queued, and the queue of a user can be full.
 SIG_IPI = signal.SIGURG
 
 _thread = threading.local()

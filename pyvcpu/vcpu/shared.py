@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # mypy reads this as True
 class SyncedFd(VcpuFd):
     """The fd of a vCPU with a page: each request finds in KVM what the page holds, and leaves both the same.
 
-    For the vCPU's thread. KVM_RUN itself goes past it: KVM looks after the page there.
+    For the vCPU's thread. KVM_RUN does not go through it: KVM itself takes and fills the page then.
     """
 
     __slots__ = ("debug_control", "events_set", "shared")

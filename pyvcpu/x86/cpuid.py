@@ -107,7 +107,7 @@ class Leaves:
 def set_topology(leaves: Leaves, topology: Topology) -> None:
     """Write into `leaves` what all processors of a machine say alike about its topology."""
     several = topology.per_package > 1
-    # AMD counts processors here; Intel ids, of which not all need be in use.
+    # AMD counts processors here. Intel counts ids, also those that no processor has.
     count = topology.per_package if leaves.is_amd else 1 << topology.package_shift
     leaves.change(FEATURES, EBX, 0x00FF_0000, min(count, 0xFF) << 16 if several else 0)
     leaves.change(FEATURES, EDX, HT, HT if several else 0)
@@ -122,7 +122,7 @@ def set_topology(leaves: Leaves, topology: Topology) -> None:
 def _extended_topology(leaves: Leaves, topology: Topology) -> None:
     """Write leaf 0xB, and 0x1F where the processor is an Intel one that reaches so far: threads, then cores."""
     if leaves.read(MAX_BASIC, EAX) < TOPOLOGY and leaves.read(FEATURES, ECX) & X2APIC:
-        leaves.entries[MAX_BASIC, 0][EAX] = TOPOLOGY  # ids beyond 8 bits are told nowhere else
+        leaves.entries[MAX_BASIC, 0][EAX] = TOPOLOGY  # ids beyond 8 bits are nowhere else
     maximum = leaves.read(MAX_BASIC, EAX)
     for leaf in (TOPOLOGY, TOPOLOGY_V2):
         there = (leaf, 0) in leaves.entries
@@ -139,9 +139,9 @@ def _extended_topology(leaves: Leaves, topology: Topology) -> None:
 def share_caches(leaves: Leaves, leaf: int, topology: Topology) -> None:
     """Say in `leaf` (4 or 0x8000001D) who shares a cache: levels 1 and 2 a core's threads, those above a package.
 
-    Bits 25-14 of EAX hold the number of APIC ids less one, of which not all need be in use; in leaf 4, bits 31-26 hold
-    that of cores. AMD's manual speaks of processors, but rounds them up like this to tell who shares, and with gaps
-    between the ids only ids give the right answer.
+    Bits 25-14 of EAX hold the number of APIC ids less one, those without a processor included; in leaf 4, bits 31-26
+    hold that of cores. AMD's manual speaks of processors, and rounds them up to a power of two. Where ids have gaps,
+    only the number of ids says who shares.
     """
     cores = (1 << (topology.package_shift - topology.core_shift)) - 1 if leaf == CACHES else 0
     for (function, _), registers in leaves.entries.items():

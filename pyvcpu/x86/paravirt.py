@@ -46,7 +46,7 @@ def hidden() -> Leaves:
 def kvm_leaves(supported: dict[Key, list[int]], *, apic: bool, beside_hyperv: bool = False, tsc_khz: int = 0) -> Leaves:
     """Return KVM's signature and features, and the rate of the TSC where `tsc_khz` is not 0.
 
-    `apic`: the local APIC is in the kernel. `beside_hyperv`: Hyper-V has the first place; the rate is not told then.
+    `apic`: the local APIC is in the kernel. `beside_hyperv`: Hyper-V has the first place; the rate is left out then.
     """
     base = HYPERVISOR + (KVM_BESIDE_HYPERV if beside_hyperv else 0)
     features = [*supported.get((HYPERVISOR + KVM_FEATURES, 0), [0, 0, 0, 0])]
