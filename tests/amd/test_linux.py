@@ -93,7 +93,7 @@ def test_two_sockets_and_the_split_irqchip() -> None:
 
 def test_threads_and_a_reset_that_ends_the_run() -> None:
     topology = (1, 2, 2)
-    with Linux(smp=smp_option(*topology), run=f"{TELL_TOPOLOGY}; sleep 1; reboot -f") as guest:
+    with Linux(smp=smp_option(*topology), run=f"{TELL_TOPOLOGY}; stty -F /dev/console -echo; reboot -f") as guest:
         guest.console.expect(READY)
         assert guest.finish() == 0
     no_complaints(guest.console.text)

@@ -501,3 +501,31 @@ def test_what_handlers_may_return(machine: Machine) -> None:
     machine.bios.on_interrupt(0x42, None)
     machine.call(0x42)
     assert machine.warned == ["INT 42h, called at 0000:1234: nobody serves it"]
+
+
+# What is taken for a disk
+
+
+def partitioned(*entries: tuple[int, int, int, int]) -> bytes:
+    """Return a first sector with partitions: flag, type, first sector, sectors."""
+    table = b"".join(struct.pack("<B3xB3xII", *entry) for entry in entries).ljust(64, b"\0")
+    return b"\xfa".ljust(446, b"\x90") + table + b"\x55\xaa"
+
+
+@pytest.mark.parametrize(
+    ("sector", "expected"),
+    [
+        (partitioned((0x80, 0x0C, 2048, 4096)), "bootsector"),
+        (partitioned((0, 0, 0, 0), (0, 0x83, 63, 1)), "bootsector"),
+        (partitioned((0x81, 0x0C, 2048, 4096)), "multiboot"),
+        (partitioned((0x80, 0x0C, 0, 4096)), "multiboot"),
+        (partitioned(), "multiboot"),
+    ],
+)
+def test_a_disk_with_partitions_is_no_kernel(sector: bytes, expected: str) -> None:
+    """Whatever lies behind its first sector: GRUB's core has a Multiboot header there."""
+    from pyvcpu import boot
+
+    header = struct.pack("<3I", 0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000) & 0xFFFF_FFFF)
+    addresses = struct.pack("<5I", 0x10_0000, 0x10_0000, 0x10_0100, 0, 0x10_0000)
+    assert boot.detect(sector + header + addresses + bytes(256)) == expected
