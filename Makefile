@@ -5,13 +5,14 @@ VENV     ?= .venv
 VERSIONS ?= 3.11 3.12 3.13
 ARGS     ?=
 MMU      ?= nested
+TCG_TESTS ?= tests/kvm
 RIG      ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test check format pytest unit kvm amd test-amd bench guests all-pythons clean
+.PHONY: help test check format pytest unit kvm tcg amd test-amd bench guests all-pythons clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
@@ -33,6 +34,9 @@ pytest: $(STAMP)  ## every test, no other check
 
 unit: $(STAMP)  ## the tests that need no KVM
 	$(BIN)/pytest tests/unit $(ARGS)
+
+tcg: $(STAMP)  ## the tests that need a KVM, on the software one
+	$(BIN)/pytest --accel tcg $(TCG_TESTS) $(ARGS)
 
 kvm: $(STAMP)  ## the tests that need /dev/kvm
 	$(BIN)/pytest tests/kvm $(ARGS)

@@ -54,7 +54,7 @@ def test_what_shadow_paging_runs_is_there() -> None:
 
 @pytest.fixture
 def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig, "groups", lambda mmu: [["one"], ["two"]])
+    monkeypatch.setattr(rig, "groups", lambda mmu, checks: [["one"], ["two"]])
 
 
 @pytest.mark.usefixtures("two_groups")
@@ -78,14 +78,14 @@ def test_a_rig_that_dies_has_other_tries_and_a_failed_test_has_not(
 ) -> None:
     left = statuses.copy()
     monkeypatch.setattr(rig, "run", lambda command, **options: left.pop(0))
-    assert (rig.run_kind("nested", ["-k", "serial"], 10, again=False), left) == (failed, [])
+    assert (rig.run_kind("nested", ["-k", "serial"], rig.Options()), left) == (failed, [])
 
 
 @pytest.mark.usefixtures("two_groups")
 def test_without_arguments_each_group_must_test_something(monkeypatch: pytest.MonkeyPatch) -> None:
     left = [0, rig.NO_TESTS]
     monkeypatch.setattr(rig, "run", lambda command, **options: left.pop(0))
-    assert rig.run_kind("nested", [], 10, again=True) == 1
+    assert rig.run_kind("nested", [], rig.Options(again=True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_failed_tests_have_another_try_when_that_is_asked_for(
     script = f"import sys; w = open({str(told)!r}, 'a+'); w.seek(0); n = len(w.readlines())\n"
     script += "print('failed' if '--last-failed' in sys.argv else 'all', file=w); sys.exit(" + str(statuses) + "[n])"
     (tmp_path / "pytest.py").write_text(script)
-    monkeypatch.setattr(rig, "groups", lambda mmu: [["one"]])
+    monkeypatch.setattr(rig, "groups", lambda mmu, checks: [["one"]])
     monkeypatch.setattr(rig, "PYTEST", f"{sys.executable} {tmp_path / 'pytest.py'}")
     monkeypatch.setattr(rig, "run", lambda command, **options: subprocess.run(["sh", "-c", command]).returncode)
-    assert rig.run_kind("nested", ["-k", "one or two"], 10, again=True) == status
+    assert rig.run_kind("nested", ["-k", "one or two"], rig.Options(again=True)) == status
     assert told.read_text().split() == tries
 
 
