@@ -210,6 +210,11 @@ def name_and_version(line: str) -> str:
     return f"{name}={version.replace('%3a', ':')}"
 
 
+def begins(version: str, wanted: str) -> bool:
+    """Tell whether a version begins with the numbers of `wanted`: 10.0.2 with 10 and 10.0, not with 1."""
+    return f"{version}.".startswith(f"{wanted}.")
+
+
 def forget_old(folder: Path, keep: int) -> None:
     """Remove all but the `keep` sub-folders used last."""
     found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .debian import Release, RigError, cache_folder, forget_old, locked, say
+from .debian import Release, RigError, begins, cache_folder, forget_old, locked, output, say
 
 PACKAGE = "qemu-system-x86"
 PROGRAM = "qemu-system-x86_64"
@@ -60,11 +60,6 @@ def find_emulator(wanted: str | None, mmu: str) -> Emulator:
         return Emulator([PROGRAM])
 
 
-def begins(version: str, wanted: str) -> bool:
-    """Tell whether a version begins with the numbers of `wanted`: 10.0.2 with 10 and 10.0, not with 1."""
-    return f"{version}.".startswith(f"{wanted}.")
-
-
 def system_version() -> str:
     """Return the version of the host's QEMU, an empty string when it has none."""
     if not shutil.which(PROGRAM):
@@ -72,6 +67,17 @@ def system_version() -> str:
     done = subprocess.run([PROGRAM, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     found = re.search(r"version (\d[\d.]*)", done.stdout)
     return found[1] if found else ""
+
+
+def install_system() -> None:
+    """Install the host's own QEMU when it is missing and we may."""
+    if shutil.which(PROGRAM):
+        return
+    if os.geteuid() != 0:
+        raise RigError(f"{PROGRAM} is not installed: apt-get install {PACKAGE}")
+    say(f"installing {PACKAGE}")
+    output(["apt-get", "-q", "update"])
+    output(["apt-get", "-q", "install", "-y", "--no-install-recommends", PACKAGE])
 
 
 def unpacked(wanted: str) -> Emulator:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .cpio import Archive
-from .debian import Release, RigError, cache_folder, forget_old, locked, output, say
+from .debian import Release, RigError, begins, cache_folder, forget_old, locked, output, say
 from .modules import Modules
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +24,7 @@ BASE = "bookworm"
 PYTHON = "3.11"  # the one of that release
 KERNELS = {"6.1": "bookworm", "6.12": "trixie"}  # the one of sid has a new version every few weeks
 DEFAULT_KERNEL = "6.1"
+PARTS = ("linux-base-", "linux-binary-", "linux-modules-")  # of which newer images are made
 CLOUD = "linux-image-cloud-amd64"
 PACKAGES = (
     "busybox-static",
@@ -86,7 +87,7 @@ def kernel_release(kernel: str) -> Release:
     release = Release(KERNELS.get(kernel, "sid"))
     if kernel not in (*KERNELS, "sid"):
         there = release.version(CLOUD)
-        if not f"{there}.".startswith(f"{kernel}."):
+        if not begins(there.partition("-")[0], kernel):
             known = " or ".join(f"KERNEL={name}" for name in KERNELS)
             raise RigError(
                 f"no Debian release has a kernel {kernel}: sid has {there}, which is KERNEL=sid; else {known}"
@@ -98,7 +99,7 @@ def kernel_packages(release: Release) -> list[str]:
     """Return the packages that linux-image-cloud-amd64 stands for: the image; in newer releases modules apart."""
     found = [name for name in release.depends(CLOUD) if name.startswith("linux-image-")]
     for name in list(found):
-        found += [other for other in release.depends(name) if other.startswith(("linux-binary-", "linux-modules-"))]
+        found += [other for other in release.depends(name) if other.startswith(PARTS)]
     return found
 
 
