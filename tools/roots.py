@@ -122,7 +122,8 @@ def find_system(kind: Kind) -> Path:
     def install(folder: Path) -> None:
         say(f"installing {' '.join(packages)} for Debian {kind.release}")
         output(["cp", "-a", "--reflink=auto", str(base), str(folder)])
-        apt = "apt-get -q -o APT::Sandbox::User=root -o APT::Install-Recommends=false"
+        settings = ["APT::Sandbox::User=root", "APT::Install-Recommends=false", *host_settings()]
+        apt = shlex.join(["apt-get", "-q", *(word for setting in settings for word in ("-o", setting))])
         command = f"{apt} update && {apt} install -y {shlex.join(packages)}"
         archives = cache_folder() / "debs" / suite
         with tempfile.TemporaryDirectory(prefix="pyvcpu-root-") as work:
@@ -132,6 +133,14 @@ def find_system(kind: Kind) -> Path:
             raise RigError(f"{command} ended with {done.returncode}:\n{done.stdout}")
 
     return cached(f"{suite}-{key}", install)
+
+
+def host_settings() -> list[str]:
+    """Return how the host's apt reaches its mirror: proxies, and whether a mirror may be older than it should be."""
+    found = re.findall(
+        r'^(Acquire::(?:https?::Proxy|Check-Valid-Until)) "(.+)";$', output(["apt-config", "dump"]), re.M
+    )
+    return [f"{name}={value}" for name, value in found]
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:

@@ -58,6 +58,14 @@ def test_what_shadow_paging_runs_is_there() -> None:
     assert all((Path(__file__).parents[2] / name).exists() for name in names)
 
 
+def test_what_the_checks_run_is_there() -> None:
+    names = [name for group in rig.groups("nested", checks=True) for name in group]
+    for name in names:
+        file, _, function = name.partition("::")
+        assert f"def {function}" in (Path(__file__).parents[2] / file).read_text()
+    assert len(names) == len(set(names)) >= 8
+
+
 @pytest.fixture
 def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rig, "groups", lambda mmu, checks: [["one"], ["two"]])

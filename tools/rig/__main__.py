@@ -31,8 +31,11 @@ SILENCE = 400.0  # seconds after which the rig itself hangs: a test that does ha
 TRIES = 3
 # Not there: what has nothing to do with the kind of KVM (arguments, terminals, words).
 ELSEWHERE = ("cli_usage", "console", "doctests", "readme", "top")
-# The checks of every change, with nested paging: what runs in all modes, interrupts, processors that come and go,
-# state. The rest of it, and shadow paging, is for `make test-amd`.
+# The checks of every change, with nested paging, which is what hardware has: all that tests/amd says of hardware, but
+# Linux booted once (four CPUs on the split irqchip, which has most of the machine in it); then, with the irqchip of the
+# kernel, the split one and none, how guests start, interrupts, processors that come and go, state. The rest of it,
+# and shadow paging, is for `make test-amd`.
+CHECKED_LINUX = "tests/amd/test_linux.py::test_two_sockets_and_the_split_irqchip"
 CHECKS = ("boot", "interrupts", "plug", "state")
 # With shadow paging, only where guest memory, interrupts or KVM itself is the subject: all of it twice takes too long.
 SHADOW = ("boot", "examples", "exits", "interrupts", "loaders")
@@ -129,7 +132,11 @@ def hand_on(name: str, lines: BinaryIO) -> None:
 def groups(mmu: str, checks: bool = False) -> list[list[str]]:
     """Return what pytest is to run with one kind of paging, in one rig after the other; of the `checks` only these."""
     if checks:
-        return [["tests/amd"], [f"tests/kvm/test_{name}.py" for name in CHECKS]]
+        others = sorted(path.name for path in (ROOT / "tests/amd").glob("test_*.py") if path.name != "test_linux.py")
+        return [
+            [*(f"tests/amd/{name}" for name in others), CHECKED_LINUX],
+            [f"tests/kvm/test_{name}.py" for name in CHECKS],
+        ]
     if mmu == "shadow":
         files = [f"tests/kvm/test_{name}.py" for name in SHADOW]
         return [["tests/amd"], ["tests/kvm/api", "--deselect=tests/kvm/api/test_wild.py", *files]]
