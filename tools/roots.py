@@ -33,7 +33,7 @@ from tools.rig.run import skip_in_checkout
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ca-certificates", "make", "python3", "python3-venv")
-TOOLS = ("acpica-tools", "binutils", "gcc", "git", "libc6-dev", "tmux")
+TOOLS = ("acpica-tools", "binutils", "gcc", "gdb", "git", "libc6-dev", "lldb", "qemu-utils", "tmux")
 TESTERS = ("hypothesis", "pytest", "pytest-timeout")  # the others may not be built for a new Python yet
 MAXIMUM_AGE = 7 * 24 * 3600  # seconds
 KEPT = 12
