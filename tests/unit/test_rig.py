@@ -46,6 +46,16 @@ def test_what_cannot_be_the_last_line_is_handed_on_at_once() -> None:
     assert stream.status is None
 
 
+@pytest.mark.parametrize("size", [1, 7, 15])
+def test_output_that_ends_like_the_last_line_begins_is_not_lost(size: int) -> None:
+    target = io.BytesIO()
+    stream = Stream(TOKEN, target)
+    stream.feed(b"one" + TOKEN[:size])
+    assert target.getvalue() == b"one"
+    stream.end()
+    assert (target.getvalue(), stream.status) == (b"one" + TOKEN[:size], None)
+
+
 def test_every_test_file_runs_in_one_rig_of_nested_paging() -> None:
     listed = [name for group in rig.groups("nested") for name in group if name.startswith("tests/kvm/test_")]
     there = {f"tests/kvm/{path.name}" for path in (Path(__file__).parents[1] / "kvm").glob("test_*.py")}

@@ -192,6 +192,8 @@ class Release:
             "APT::Default-Release": "",
             "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "",
+            # A mirror may be a snapshot, and then old; its packages are signed all the same.
+            "Acquire::Check-Valid-Until": "false",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
             "Debug::NoLocking": "true",

@@ -63,6 +63,13 @@ class Stream:
             self._target.write(before)
             self._target.flush()
 
+    def end(self) -> None:
+        """Hand on what looked like the beginning of the token, and was not: nothing more comes."""
+        if self.status is None:
+            self._target.write(self._held)
+            self._target.flush()
+            self._held = b""
+
 
 def run(
     command: str,
@@ -202,6 +209,8 @@ def drive(
                 theirs.close()
                 selector.register(ours, selectors.EVENT_READ, stream)
             pump(selector, None if timeout is None else time.monotonic() + timeout, silence)
+        for stream in streams:
+            stream.end()
     finally:
         process.kill()
         process.wait()
