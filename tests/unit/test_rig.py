@@ -326,24 +326,22 @@ def test_the_hosts_qemu(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         emulator.find_emulator("10.0", "nested")
 
 
+LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+
+
 def test_an_unpacked_qemu_is_started_by_its_own_loader(tmp_path: Path) -> None:
     source, root = tmp_path / "all", tmp_path / "root"
-    for name in ("usr/bin/qemu-system-x86_64", "usr/lib64/ld-linux-x86-64.so.2", "usr/share/qemu/a", "usr/share/doc/b"):
+    for name in ("usr/bin/qemu-system-x86_64", LOADER, "usr/share/qemu/a", "usr/share/doc/b"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).touch()
-    (source / "usr/lib/x86_64-linux-gnu/qemu").mkdir(parents=True)
+    (source / "usr/lib/x86_64-linux-gnu/qemu").mkdir()
     assert emulator.keep_used(source, root) == root
     assert not (root / "usr/share/doc").exists()
     found = emulator.emulator(root)
     libraries = f"{root}/usr/lib/x86_64-linux-gnu"
-    start = [
-        f"{root}/usr/lib64/ld-linux-x86-64.so.2",
-        "--library-path",
-        libraries,
-        f"{root}/usr/bin/qemu-system-x86_64",
-    ]
-    assert found.command[:4] == start
-    assert found.command[4:6] == ["-L", f"{root}/usr/share/qemu"]
+    start = [f"{root}/{LOADER}", "--inhibit-cache", "--library-path", libraries]
+    firmware = ["-L", f"{root}/usr/share/qemu"]
+    assert found.command[:7] == [*start, f"{root}/usr/bin/qemu-system-x86_64", *firmware]
     assert found.environment == {"QEMU_MODULE_DIR": f"{libraries}/qemu"}
 
 

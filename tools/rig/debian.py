@@ -21,6 +21,8 @@ MIRROR = "http://deb.debian.org/debian"  # signed by Debian's keys, so http does
 SECURITY = "http://deb.debian.org/debian-security"
 KEYRING = Path("usr/share/keyrings/debian-archive-keyring.gpg")
 RELEASES = {"12": "bookworm", "13": "trixie", "sid": "sid"}
+LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+LOADER = "ld-linux-x86-64.so.2"  # in one of these; lib64 may have a link to the host's
 MAXIMUM_AGE = 24 * 3600  # seconds that a package list is good for
 ARCHITECTURE = "amd64"
 
@@ -93,6 +95,14 @@ def unpack(debs: Path, root: Path) -> None:
     for deb in sorted(debs.glob("*.deb")):
         output(["dpkg", "-x", str(deb), str(root)])
         deb.unlink()
+
+
+def with_libraries(root: Path, program: str) -> list[str]:
+    """Return the command that starts a program unpacked in `root` with the loader and the libraries there."""
+    folders = [root / name for name in LIBRARIES if (root / name).is_dir()]
+    loader = next(folder / LOADER for folder in folders if (folder / LOADER).exists())
+    path = ":".join(map(str, folders))
+    return [str(loader), "--inhibit-cache", "--library-path", path, str(root / program)]
 
 
 class Release:

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .debian import Release, RigError, begins, cache_folder, forget_old, locked, output, say
+from .debian import LIBRARIES, Release, RigError, begins, cache_folder, forget_old, locked, output, say, with_libraries
 
 PACKAGE = "qemu-system-x86"
 PROGRAM = "qemu-system-x86_64"
@@ -22,10 +22,8 @@ DEFAULTS = {"nested": "10.0", "shadow": "7.2"}
 SYSTEM = "system"
 KEPT = 4
 # Of what QEMU's packages and those that they need hold, this is used.
-LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
-LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2")
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios")
-USED = (f"usr/bin/{PROGRAM}", *LIBRARIES, *(str(Path(loader).parent) for loader in LOADERS), *FIRMWARE)
+USED = (f"usr/bin/{PROGRAM}", *LIBRARIES, *FIRMWARE)
 
 
 @dataclass(frozen=True)
@@ -115,10 +113,8 @@ def keep_used(source: Path, target: Path) -> Path:
 
 def emulator(root: Path) -> Emulator:
     """Return how the QEMU unpacked in `root` is started: by its own loader, which finds its own libraries."""
-    loader = next(root / name for name in LOADERS if (root / name).exists())
-    libraries = [root / name for name in LIBRARIES if (root / name).is_dir()]
-    path = ":".join(str(folder) for base in libraries for folder in (base, *base.glob("pulseaudio")))
-    command = [str(loader), "--library-path", path, str(root / "usr/bin" / PROGRAM)]
+    command = with_libraries(root, f"usr/bin/{PROGRAM}")
     for name in FIRMWARE:
         command += ["-L", str(root / name)]
-    return Emulator(command, {"QEMU_MODULE_DIR": str(libraries[0] / "qemu")})
+    modules = next((root / name / "qemu" for name in LIBRARIES if (root / name / "qemu").is_dir()), root)
+    return Emulator(command, {"QEMU_MODULE_DIR": str(modules)})

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .cpio import Archive
-from .debian import Release, RigError, begins, cache_folder, forget_old, locked, output, say
+from .debian import Release, RigError, begins, cache_folder, forget_old, locked, output, say, with_libraries
 from .modules import Modules
 
 HERE = Path(__file__).resolve().parent
@@ -152,13 +152,7 @@ def install_wheels(root: Path, pins: list[str]) -> None:
 
 def compile_python(root: Path) -> None:
     """Compile every Python file with the Python inside: emulated, that would take minutes."""
-    libraries = ":".join(str(root / name) for name in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"))
-    python = [
-        str(root / "lib64/ld-linux-x86-64.so.2"),
-        "--library-path",
-        libraries,
-        str(root / f"usr/bin/python{PYTHON}"),
-    ]
+    python = with_libraries(root, f"usr/bin/python{PYTHON}")
     options = ["-q", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash"]
     folders = [str(root / f"usr/lib/python{PYTHON}"), str(root / SITE)]
     environment = f"PYTHONHOME={root / 'usr'}"
