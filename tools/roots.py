@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,7 +208,21 @@ def enter(
         "FOLDER": folder,
     }
     process = subprocess.Popen(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SETUP, "root", *command],
+        [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            SETUP,
+            "root",
+            *command,
+        ],
         env=setting,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -296,6 +311,7 @@ def copy_checkout(target: Path) -> None:
 def main() -> int:
     """Run in all kinds of system that are asked for; return 1 when one failed."""
     arguments = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if os.geteuid() != 0:
         say("only root can mount and chroot: run it with sudo")
         return 1
