@@ -77,6 +77,7 @@ done
 for path in $COPIED; do
     if [ -e "$path" ]; then mkdir -p "tree${path%/*}"; rm -f "tree$path"; cat "$path" >"tree$path"; fi
 done
+echo "127.0.0.1 localhost" >tree/etc/hosts
 exec chroot tree /bin/sh -c 'cd "$0" && exec "$@"' "$FOLDER" "$@"
 """
 
