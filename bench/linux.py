@@ -5,7 +5,7 @@
     python -m bench.linux --messages             # what the kernel complains of here, and does not under QEMU
 
 All have the same kernel, initrd, command line, memory and CPUs, and run in turn. The time is from the start of the
-process to the line that init prints. QEMU is the one that the rig itself runs in, with its libraries and firmware.
+process to the line that init prints. QEMU is the host's own, with its libraries and firmware.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from tests.amd.linux import INITRD, KERNEL
-from tools.rig.image import install_qemu
+from tools.rig.emulator import install_system
 from tools.rig.run import run
 
 ADDED = Path("/add")
@@ -41,7 +41,7 @@ KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\] (.*?)\r?$", re.MULTILINE)
 
 def copy_qemu(folder: Path) -> None:
     """Copy the installed QEMU to `folder`, with what it loads."""
-    install_qemu()
+    install_system()
     program = shutil.which(QEMU)
     assert program is not None
     shutil.copy(program, folder)

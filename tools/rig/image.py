@@ -1,28 +1,31 @@
 """The rig's image: Debian packages unpacked into one archive that its kernel boots from. Built once, then cached.
 
-Needs apt-get and dpkg, and no rights beyond a user's, except to install QEMU and to fetch package lists.
+What runs inside is Debian 12's, whatever the host is; the kernel may be a later release's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import io
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from .cpio import Archive
+from .debian import Release, RigError, begins, cache_folder, forget_old, locked, output, say, with_libraries
+from .modules import Modules
 
 HERE = Path(__file__).resolve().parent
-PYTHON = "3.11"  # the one of Debian 12
+BASE = "bookworm"
+PYTHON = "3.11"  # the one of that release
+KERNELS = {"6.1": "bookworm", "6.12": "trixie"}  # the one of sid has a new version every few weeks
+DEFAULT_KERNEL = "6.1"
+PARTS = ("linux-base-", "linux-binary-", "linux-modules-")  # of which newer images are made
+CLOUD = "linux-image-cloud-amd64"
 PACKAGES = (
     "busybox-static",
     f"python{PYTHON}-minimal",
@@ -37,9 +40,8 @@ PACKAGES = (
     "zlib1g",
 )
 WHEELS = ("pytest", "pytest-timeout", "hypothesis")  # in the versions of the Python that runs this
-MODULES = ("kvm-amd.ko", "kvm.ko", "irqbypass.ko", "virtio_pci.ko", "virtio_console.ko")
-VIRTIO = ("virtio.ko", "virtio_ring.ko", "virtio_pci_modern_dev.ko", "virtio_pci_legacy_dev.ko")
-GUEST_MODULES = ("virtio.ko", "virtio_ring.ko", "virtio_mmio.ko", "virtio_blk.ko", "virtio-rng.ko", "rng-core.ko")
+MODULES = ("kvm-amd", "virtio_pci", "virtio_console")  # and what these need
+GUEST_MODULES = ("virtio_mmio", "virtio_blk", "virtio-rng")
 UNUSED = (
     "usr/share",
     "usr/lib/binfmt.d",
@@ -53,156 +55,90 @@ SITE = "usr/lib/python3/dist-packages"
 GUEST_KERNEL, GUEST_INITRD = "guest/vmlinuz", "guest/initrd"
 
 
-class RigError(Exception):
-    """What keeps the rig from running, in words for the user."""
+def find_image(kernel: str = DEFAULT_KERNEL) -> Path:
+    """Return the folder with `vmlinuz` and `base.cpio` for today's packages; build them if they are not cached.
 
-
-def cache_folder() -> Path:
-    """Return where images are kept: PYVCPU_RIG_CACHE, or a folder of the user's cache."""
-    if chosen := os.environ.get("PYVCPU_RIG_CACHE"):
-        return Path(chosen).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyvcpu-rig"
-
-
-def say(text: str) -> None:
-    """Tell the user what takes so long."""
-    print(f"rig: {text}", file=sys.stderr, flush=True)
-
-
-def find_image() -> Path:
-    """Return the folder with `vmlinuz` and `base.cpio` for today's packages; build them if they are not cached."""
-    install_qemu()
-    packages = [*PACKAGES, kernel_package()]
+    `kernel`: how the version of the kernel begins, or "sid" for the newest.
+    """
+    base = Release(BASE)
+    newer = kernel_release(kernel)
+    lines, kernel_lines = base.uris(*PACKAGES), newer.uris(*kernel_packages(newer))
     pins = [f"{name}=={importlib.metadata.version(name)}" for name in WHEELS]
-    key = image_key(apt_get("download", "--print-uris", *packages), pins)
-    cache = cache_folder()
+    key = image_key([*lines, *kernel_lines], pins)
+    cache = cache_folder() / "images"
     image = cache / key
-    if image.is_dir():
-        os.utime(image)
-        return image
-    cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache / "lock"):
-        if not image.is_dir():  # or another process has built it meanwhile
-            say(f"building its image in {image} (once for these package versions)")
-            with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as folder:
-                os.rename(build(Path(folder), packages, pins), image)
-            forget_old_images(cache)
+    with locked(cache_folder() / "lock"):
+        if image.is_dir():
+            os.utime(image)
+            return image
+        cache.mkdir(parents=True, exist_ok=True)
+        say(f"building its image in {image} (once for these package versions)")
+        with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as name:
+            root, kernel_root = Path(name, "root"), Path(name, "kernel")
+            base.unpack(lines, root)
+            newer.unpack(kernel_lines, kernel_root)
+            os.rename(build(Path(name), root, kernel_root, pins), image)
+        forget_old(cache, KEPT_IMAGES)
     return image
 
 
-def install_qemu() -> None:
-    """Install QEMU when it is missing and we may."""
-    if shutil.which("qemu-system-x86_64"):
-        return
-    if not shutil.which("apt-get"):
-        raise RigError(
-            "qemu-system-x86_64 is not installed, and the rig itself is made of Debian packages: use Debian 12"
-        )
-    if os.geteuid() != 0:
-        raise RigError("qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
-    say("installing qemu-system-x86")
-    apt_get("install", "-y", "--no-install-recommends", "qemu-system-x86")
+def kernel_release(kernel: str) -> Release:
+    """Return the Debian release that has the kernel; raises RigError when none has."""
+    release = Release(KERNELS.get(kernel, "sid"))
+    if kernel not in (*KERNELS, "sid"):
+        there = release.version(CLOUD)
+        if not begins(there.partition("-")[0], kernel):
+            known = " or ".join(f"KERNEL={name}" for name in KERNELS)
+            raise RigError(
+                f"no Debian release has a kernel {kernel}: sid has {there}, which is KERNEL=sid; else {known}"
+            )
+    return release
 
 
-def kernel_package() -> str:
-    """Return the package that today's linux-image-cloud-amd64 stands for."""
-    lines = output(["apt-cache", "depends", "linux-image-cloud-amd64"]).splitlines()
-    names = [line.split()[-1] for line in lines if line.strip().startswith("Depends: linux-image-")]
-    if not names:
-        apt_get("update")
-        return kernel_package()
-    return names[0]
+def kernel_packages(release: Release) -> list[str]:
+    """Return the packages that linux-image-cloud-amd64 stands for: the image; in newer releases modules apart."""
+    found = [name for name in release.depends(CLOUD) if name.startswith("linux-image-")]
+    for name in list(found):
+        found += [other for other in release.depends(name) if other.startswith(PARTS)]
+    return found
 
 
-def apt_get(*arguments: str, cwd: Path | None = None) -> str:
-    """Run apt-get; once more with fresh package lists when it fails."""
-    command = ["apt-get", "-q", *arguments]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    if done.returncode and arguments[0] != "update":
-        apt_get("update")
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        hint = "" if os.geteuid() == 0 else "; as root, apt-get update may help"
-        raise RigError(f"{' '.join(command)} failed{hint}:\n{done.stderr.strip()}")
-    return done.stdout
-
-
-def output(command: list[str]) -> str:
-    """Run a command that must succeed, and return what it says."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise RigError(
-            f"{command[0]} is not installed: the rig is made of Debian packages, and needs Debian's tools"
-        ) from None
-    if done.returncode:
-        raise RigError(
-            f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}".rstrip()
-        )
-    return done.stdout
-
-
-def image_key(uris: str, pins: list[str]) -> str:
+def image_key(lines: list[str], pins: list[str]) -> str:
     """Return a name that changes with everything the image is made of."""
     key = hashlib.sha256()
-    files = sorted(line.split(maxsplit=1)[1] for line in uris.splitlines() if line.startswith("'"))
-    for part in [*files, *pins]:
+    for part in [*lines, *pins]:
         key.update(part.encode() + b"\n")
-    for name in ("image.py", "cpio.py", "init", "guest-init", "hold.py"):
+    for name in ("image.py", "modules.py", "cpio.py", "init", "guest-init", "hold.py"):
         key.update((HERE / name).read_bytes())
     return key.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` against other processes."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def forget_old_images(cache: Path) -> None:
-    """Remove all but the images used last."""
-    images = [path for path in cache.iterdir() if (path / "base.cpio").exists()]
-    images.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for image in images[KEPT_IMAGES:]:
-        shutil.rmtree(image, ignore_errors=True)
-
-
-def build(folder: Path, packages: list[str], pins: list[str]) -> Path:
-    """Make an image below `folder`, which has nothing in it, and return where."""
-    root, image, debs = folder / "root", folder / "image", folder / "debs"
+def build(folder: Path, root: Path, kernel: Path, pins: list[str]) -> Path:
+    """Make an image below `folder` of the unpacked packages in `root` and `kernel`, and return where."""
+    image = folder / "image"
     image.mkdir()
-    debs.mkdir()
-    apt_get("download", *packages, cwd=debs)
-    for deb in sorted(debs.glob("*.deb")):
-        output(["dpkg", "-x", str(deb), str(root)])
     for name in UNUSED:
         shutil.rmtree(root / name, ignore_errors=True)
     install_wheels(root, pins)
     compile_python(root)
-
-    kernel = next((root / "boot").glob("vmlinuz-*")).rename(image / "vmlinuz")
-    version = next((root / "lib/modules").iterdir()).name
-    modules = {path.name: path for path in (root / "lib/modules").rglob("*.ko")}
-    shutil.rmtree(root / "boot")
-    all_modules = (root / "lib/modules").rename(folder / "modules")
-    kept = {name: all_modules / path.relative_to(root / "lib/modules") for name, path in modules.items()}
+    # Newer packages have all of it in usr/lib/modules.
+    (modules,) = [Modules(path) for path in (*kernel.glob("lib/modules/*"), *kernel.glob("usr/lib/modules/*"))]
+    (program,) = [*kernel.glob("boot/vmlinuz-*"), *kernel.glob("usr/lib/modules/*/vmlinuz")]
+    shutil.copyfile(program, image / "vmlinuz")
 
     with open(image / "base.cpio", "wb") as file:
         archive = Archive(file)
         archive.tree(root, "")
         add_busybox(archive, root)
-        add_modules(archive, root, version, kept, MODULES + VIRTIO)
+        add_modules(archive, root, modules, MODULES)
         archive.link("usr/bin/python3", f"python{PYTHON}")
         archive.add("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
         archive.add("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
         archive.add("etc/hosts", b"127.0.0.1 localhost rig\n")
         archive.add("init", (HERE / "init").read_bytes(), stat.S_IFREG | 0o755)
         archive.add("rig/hold.py", (HERE / "hold.py").read_bytes())
-        archive.add(GUEST_KERNEL, kernel.read_bytes())
-        archive.add(GUEST_INITRD, guest_initrd(root, version, kept))
+        archive.add(GUEST_KERNEL, (image / "vmlinuz").read_bytes())
+        archive.add(GUEST_INITRD, guest_initrd(root, modules))
         archive.close()
     return image
 
@@ -216,13 +152,7 @@ def install_wheels(root: Path, pins: list[str]) -> None:
 
 def compile_python(root: Path) -> None:
     """Compile every Python file with the Python inside: emulated, that would take minutes."""
-    libraries = ":".join(str(root / name) for name in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"))
-    python = [
-        str(root / "lib64/ld-linux-x86-64.so.2"),
-        "--library-path",
-        libraries,
-        str(root / f"usr/bin/python{PYTHON}"),
-    ]
+    python = with_libraries(root, f"usr/bin/python{PYTHON}")
     options = ["-q", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash"]
     folders = [str(root / f"usr/lib/python{PYTHON}"), str(root / SITE)]
     environment = f"PYTHONHOME={root / 'usr'}"
@@ -238,25 +168,25 @@ def add_busybox(archive: Archive, root: Path) -> None:
     archive.link("usr/bin/env", "../../bin/busybox")
 
 
-def add_modules(archive: Archive, root: Path, version: str, modules: dict[str, Path], names: tuple[str, ...]) -> None:
-    """Add kernel modules and the list that modprobe wants; a name that the kernel has built in is passed over."""
+def add_modules(archive: Archive, root: Path, modules: Modules, names: tuple[str, ...]) -> None:
+    """Add kernel modules and the lists that modprobe wants."""
     with tempfile.TemporaryDirectory() as base:
-        folder = Path(base, "lib/modules", version)
+        folder = Path(base, "lib/modules", modules.version)
         folder.mkdir(parents=True)
-        for name in names:
-            if name in modules:
-                shutil.copy(modules[name], folder / name)
-        output([str(root / "bin/busybox"), "depmod", "-b", base, version])
-        archive.tree(folder, f"lib/modules/{version}")
+        for name, data in modules.select(names).items():
+            (folder / name).write_bytes(data)
+        (folder / "modules.builtin").write_bytes(modules.builtin)
+        output([str(root / "bin/busybox"), "depmod", "-b", base, modules.version])
+        archive.tree(folder, f"lib/modules/{modules.version}")
 
 
-def guest_initrd(root: Path, version: str, modules: dict[str, Path]) -> bytes:
+def guest_initrd(root: Path, modules: Modules) -> bytes:
     """Return a small initrd for Linux guests: busybox, and the drivers of virtio-mmio disks."""
     file = io.BytesIO()
     archive = Archive(file)
     archive.add("bin/busybox", (root / "bin/busybox").read_bytes(), stat.S_IFREG | 0o755)
     add_busybox(archive, root)
-    add_modules(archive, root, version, modules, GUEST_MODULES)
+    add_modules(archive, root, modules, GUEST_MODULES)
     for name in ("dev", "proc", "sys", "mnt", "tmp"):
         archive.folder(name)
     archive.add("init", (HERE / "guest-init").read_bytes(), stat.S_IFREG | 0o755)

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .cpio import Archive
-from .image import GUEST_INITRD, GUEST_KERNEL, RigError, find_image, say
+from .debian import RigError, say
+from .emulator import Emulator, find_emulator
+from .image import DEFAULT_KERNEL, GUEST_INITRD, GUEST_KERNEL, find_image
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a guest inside cannot use with QEMU 7.2 is not offered: AVX, which gives #UD there, and XSAVE, because XSETBV is
 # not intercepted, so that KVM does not learn what the guest has enabled, and takes it away. And qemu64 has no nested
 # paging.
 CPUS = {"nested": "max,-avx,-avx2,-f16c,-fma,-vaes,-xsave", "shadow": "qemu64,+svm"}
-KERNEL_OPTIONS = "console=ttyS0 panic=-1 mitigations=off tsc=reliable quiet"
+KERNEL_OPTIONS = "console=ttyS0 panic=-1 mitigations=off tsc=reliable"
 SKIPPED = {".git", "__pycache__", "build", "dist", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 PASSED_ON = (
     *("PYVCPU_REPEAT", "PYVCPU_FUZZ", "PYVCPU_PLUG_CYCLES", "PYVCPU_LINUX_BOOTS", "PYVCPU_LINUX_PASTED"),
@@ -34,7 +36,7 @@ FEWER = {"PYVCPU_PLUG_CYCLES": "100"}  # repetitions, unless something else is a
 
 STATUS_DIED, STATUS_TIMEOUT, STATUS_PIPE = 125, 124, 128 + signal.SIGPIPE
 CHUNK = 1 << 16
-CONSOLE_LINES = 40
+CONSOLE_LINES, CONSOLE_BYTES = 40, 1 << 14
 
 
 class Stream:
@@ -61,6 +63,13 @@ class Stream:
             self._target.write(before)
             self._target.flush()
 
+    def end(self) -> None:
+        """Hand on what looked like the beginning of the token, and was not: nothing more comes."""
+        if self.status is None:
+            self._target.write(self._held)
+            self._target.flush()
+            self._held = b""
+
 
 def run(
     command: str,
@@ -72,15 +81,19 @@ def run(
     timeout: float | None = None,
     silence: float | None = None,
     console: str | None = None,
+    kernel: str = DEFAULT_KERNEL,
+    emulator: str | None = None,
 ) -> int:
     """Run a shell command in the checkout, inside; return its status, 124 after `timeout` seconds, 125 without one.
 
     `add`: a folder that is /add inside. `silence`: the rig counts as dead after so many seconds without output.
-    `console`: a file for what the kernel says.
+    `console`: a file for what the kernel says. `kernel`, `emulator`: the kernel and the QEMU, by what their versions
+    begin with.
     """
     if add is not None and not Path(add).is_dir():
         raise RigError(f"{add} is no folder")
-    image = find_image()
+    image = find_image(kernel)
+    program = find_emulator(emulator, mmu)
     with tempfile.TemporaryDirectory(prefix="pyvcpu-rig-") as name:
         folder = Path(name)
         token = secrets.token_hex(16)
@@ -88,17 +101,28 @@ def run(
         log = folder / "console"
         started = time.monotonic()
         try:
-            status = drive(qemu(image, folder, mmu, memory, smp), token.encode(), timeout, silence)
+            status = drive(program, machine(image, folder, mmu, memory, smp), folder, token.encode(), timeout, silence)
         finally:
             if console is not None and log.exists():
                 shutil.copyfile(log, console)
+        if said := tail(folder / "qemu"):
+            say(f"QEMU said:\n{said}")
         if status is None:
             expired = timeout is not None and time.monotonic() - started >= timeout
             say(f"the time of {timeout} s is up" if expired else "QEMU ended before the command did, or stood still")
-            tail = log.read_text(errors="replace").splitlines()[-CONSOLE_LINES:] if log.exists() else []
-            say("its kernel said last:\n" + "\n".join(tail))
+            say("its kernel said last:\n" + (tail(log) or "nothing"))
             return STATUS_TIMEOUT if expired else STATUS_DIED
         return status
+
+
+def tail(path: Path) -> str:
+    """Return the last lines of a file, an empty string where there is none."""
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - CONSOLE_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-CONSOLE_LINES:])
 
 
 def write_initrd(path: Path, image: Path, command: str, token: str, mmu: str, add: str | None) -> None:
@@ -139,10 +163,9 @@ def environment(mmu: str) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
-def qemu(image: Path, folder: Path, mmu: str, memory: str, smp: int) -> list[str]:
-    """Return QEMU's command line but for the two ports."""
+def machine(image: Path, folder: Path, mmu: str, memory: str, smp: int) -> list[str]:
+    """Return QEMU's options but for the two ports."""
     return [
-        "qemu-system-x86_64",
         *("-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPUS[mmu]),
         *("-m", memory, "-smp", str(smp)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -151,26 +174,43 @@ def qemu(image: Path, folder: Path, mmu: str, memory: str, smp: int) -> list[str
     ]
 
 
-def drive(command: list[str], token: bytes, timeout: float | None, silence: float | None = None) -> int | None:
-    """Run QEMU until the command inside has ended, and return its status; None when it has none."""
+def drive(
+    program: Emulator,
+    options: list[str],
+    folder: Path,
+    token: bytes,
+    timeout: float | None,
+    silence: float | None = None,
+) -> int | None:
+    """Run QEMU until the command inside has ended, and return its status; None when it has none.
+
+    What QEMU itself says goes to the file `qemu` in `folder`: neither stream of ours is its.
+    """
+    command = [*program.command, *options]
     ends = [socket.socketpair(), socket.socketpair()]
     streams = [Stream(token, sys.stdout.buffer), Stream(token, sys.stderr.buffer)]
     for number, (_, theirs) in enumerate(ends, 1):
         command += ["-chardev", f"socket,id=port{number},fd={theirs.fileno()}"]
         command += ["-device", f"virtserialport,chardev=port{number},nr={number}"]
     # Out of reach of the terminal's Ctrl-C, which is ours to handle; and never left behind, however we end.
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", *command],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno() for _, theirs in ends],
-        start_new_session=True,
-    )
+    with open(folder / "qemu", "wb") as said:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, **program.environment},
+            pass_fds=[theirs.fileno() for _, theirs in ends],
+            start_new_session=True,
+        )
     try:
         with selectors.DefaultSelector() as selector:
             for (ours, theirs), stream in zip(ends, streams, strict=True):
                 theirs.close()
                 selector.register(ours, selectors.EVENT_READ, stream)
             pump(selector, None if timeout is None else time.monotonic() + timeout, silence)
+        for stream in streams:
+            stream.end()
     finally:
         process.kill()
         process.wait()
