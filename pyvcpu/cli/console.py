@@ -116,6 +116,7 @@ class Input:
         self._told = False  # where Ctrl-C goes; for the reading thread
         self._old_handler = signal.signal(signal.SIGCONT, self._continued) if os.isatty(STDIN) else None
         self.on_quit: Callable[[], object] = _interrupt
+        self.on_snapshot: Callable[[], object] = _no_snapshot
 
     def start(self, serial: Serial) -> None:
         """Switch the terminal over and start to feed `serial`; does nothing after close(), or a second time."""
@@ -189,12 +190,14 @@ class Input:
 
     def _obey(self, keys: Keys, data: bytes, reader: _ReadDetector) -> bytes:
         """Do what keys for us say; return the others."""
-        from .keys import HELP_LINES, INTERRUPT, QUIT, SUMMARY
+        from .keys import HELP_LINES, INTERRUPT, QUIT, SNAPSHOT, SUMMARY
 
         data, commands = keys.take(data)
         for command in commands:
             if command == QUIT:
                 self.on_quit()
+            elif command == SNAPSHOT:
+                self.on_snapshot()
             else:
                 for line in HELP_LINES:
                     say(line)
@@ -252,6 +255,10 @@ def _stop_in_background() -> bool:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTTIN,))  # this thread was made by a vCPU's, which blocks it
     signal.raise_signal(signal.SIGTTIN)
     return not _in_foreground()
+
+
+def _no_snapshot() -> None:
+    say("no snapshot: name the file with --snapshot FILE")
 
 
 def _interrupt() -> None:
