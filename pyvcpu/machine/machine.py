@@ -610,7 +610,7 @@ class Machine:
             self._watchdog.close()
         if self._tracker is not None:
             self._tracker.close()
-        self._tracker = self._quick = None
+        self._tracker = self._quick = self._parent = None
         if self._coalescer is not None:
             self._coalescer.close()
         self.context.close_parked()

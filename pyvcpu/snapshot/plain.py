@@ -11,8 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from typing import Any, Protocol
 
-    from .image import Image
-
     Data = dict[str, Any]
 
     class Saved(Protocol):
@@ -23,7 +21,7 @@ if TYPE_CHECKING:  # mypy reads this as True
         @property
         def data(self) -> Data: ...
         @property
-        def image(self) -> Image: ...
+        def image(self) -> Any: ...  # image.Image, which knows this module
         @property
         def base(self) -> Saved | None: ...
         @property

@@ -42,7 +42,9 @@ class Quick:
             (device, states[name]) for name, device in machine.devices.items() if states[name] and name != "irqchip"
         ]
         self._irqchip = machine.devices.get("irqchip") if machine.context.irqchip == "kernel" else None
-        self._chips = {key: value for key, value in states["irqchip"].items() if key != "clock"}
+        # As they are now: KVM notes in the PIT when it was set.
+        self._chips = {} if self._irqchip is None else self._irqchip.state()
+        self._chips.pop("clock", None)
         tracker.begin(snapshot.image)
 
     @staticmethod
