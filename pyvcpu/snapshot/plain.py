@@ -128,14 +128,16 @@ def check(data: object) -> Data:
     Nothing in it is used before.
     """
     from ..x86.cpu import parse
-    from ..x86.topology import complete
+    from ..x86.topology import PARTS, complete
 
     try:
         values: Data = record(DATA)("the snapshot", data)
-        complete(**dict(zip(("cpus", "sockets", "cores", "threads", "maxcpus"), values["smp"], strict=True)))
+        topology = complete(**dict(zip(PARTS, values["smp"], strict=True)))
         parse(values["cpu"])
     except (StateDataError, ConfigError) as error:
         raise SnapshotError(str(error)) from None
+    if [getattr(topology, part) for part in PARTS] != values["smp"]:
+        raise SnapshotError("the snapshot's processors are not {1} sockets of {2} cores of {3}".format(*values["smp"]))
     maxcpus = values["smp"][4]
     if len(values["vcpus"]) != maxcpus or len(values["starts"]) != maxcpus:
         raise SnapshotError(f"the snapshot must have {maxcpus} vCPUs, as its topology says")
