@@ -53,6 +53,12 @@ LIMITS = {
     "hello boot / -c pass": 3.0,
     "boot sector / QEMU TCG": 0.7,
     "boot sector / QEMU KVM": 0.05,
+    "resets, 8 pages, whole state, /s": -10_000.0,
+    "resets, 1 page, registers, /s": -20_000.0,
+    "resets, 8 pages, whole state / C": -0.6,
+    "resets, 8 pages, registers / C": -0.6,
+    "resets / fresh machines": -5.0,
+    "PSS of 50 clones / one": 3.0,
 }
 
 
@@ -133,6 +139,14 @@ def lives(kind: str) -> dict[str, float]:
     return figures
 
 
+def resets(rounds: int, seconds: float) -> dict[str, float]:
+    """Return the figures of bench.resets, measured in a process of its own."""
+    line = [sys.executable, "-m", "bench.resets", str(seconds), str(rounds)]
+    done = subprocess.run(line, check=True, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
 def verdict(value: float, limit: float | None) -> str:
     """Say whether a figure is what it should be: at most `limit`, at least if that is below zero."""
     if limit is None:
@@ -185,6 +199,7 @@ def main() -> None:
             lambda: lives("pauses"),
             lambda: lives("creation"),
             lambda: lives("plugs"),
+            lambda: resets(options.rounds, options.seconds),
             lambda: boots(Path(work), max(options.rounds, 1) * 3),
         ]
         for part in parts:

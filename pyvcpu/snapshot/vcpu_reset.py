@@ -106,26 +106,25 @@ class Requested(Compared):
     def __init__(self, cpu: VcpuThread, name: str, saved: bytes, number: int, asked: bytes) -> None:
         super().__init__(cpu, name, saved)
         self._buffer = ctypes.create_string_buffer(asked, len(asked))
-        self._fd, self._number, self._address = cpu.fd.fd, number, ctypes.addressof(self._buffer)
-        self._ioctl = cpu.fd.kernel.ioctl
+        self.number, self.address = number, ctypes.addressof(self._buffer)
         self._ask()
         self._expected = self._buffer.raw
 
     def _ask(self) -> None:
-        if self._ioctl(self._fd, self._number, self._address) < 0:
+        if self._cpu.fd.kernel.ioctl(self._cpu.fd.fd, self.number, self.address) < 0:
             raise self._cpu.fd.refusal(f"the request for {self.name}")
 
     def put_back(self) -> bool:
         """Set the piece if KVM says something else."""
         self._ask()
-        if self._buffer.raw == self._expected or self.is_same(self._buffer.raw):
+        return self.compare()
+
+    def compare(self) -> bool:
+        """Do the rest of put_back(), once KVM was asked."""
+        if self._buffer.raw == self._expected:
             return False
         self._put()
         return True
-
-    def is_same(self, now: bytes) -> bool:
-        """Tell whether other bytes mean the same."""
-        return False
 
     def _put(self) -> None:
         self._set(self._cpu, self._saved)
@@ -137,11 +136,13 @@ class Xsave(Requested):
     def __init__(self, cpu: VcpuThread, saved: dict[str, bytes], number: int, asked: bytes) -> None:
         super().__init__(cpu, "xsave", saved["xsave"], number, asked)
         self._fpu = saved["fpu"]
+        self._components = memoryview(self._buffer).cast("B")[XSTATE_BV : XSTATE_BV + 8]
+        self._expected_components = self._expected[XSTATE_BV : XSTATE_BV + 8]
 
-    def is_same(self, now: bytes) -> bool:
+    def compare(self) -> bool:
         """Compare all but XSTATE_BV; KVM gives the initial values for what that leaves out."""
-        before = self._expected
-        return now[:XSTATE_BV] == before[:XSTATE_BV] and now[XSTATE_BV + 8 :] == before[XSTATE_BV + 8 :]
+        self._components[:] = self._expected_components
+        return super().compare()
 
     def _put(self) -> None:
         state.put(self._cpu, "fpu", self._fpu)  # first, as in the table: an area in its initial state leaves old values
@@ -209,6 +210,11 @@ class VcpuReset:
         shared = cpu.fd.shared
         assert shared is not None
         self._pieces = list(compared(cpu, saved))
+        self._ioctl = cpu.fd.kernel.ioctl
+        self._requests = [
+            (piece.number, piece.address, piece) for piece in self._pieces if isinstance(piece, Requested)
+        ]
+        self._compared = [piece for piece in self._pieces if not isinstance(piece, Requested)]
         self._page: list[tuple[int, slice, bytes]] = []
         for which, offset, name in SHARED:
             shared.view(which)
@@ -221,7 +227,18 @@ class VcpuReset:
         """Set what has changed. Without `all_pieces`, look only at registers, events and what was seen to change."""
         cpu, changing, was_set = self._cpu, self.changing, False
         self._put_page()  # first: what the other pieces may be depends on the mode
-        for piece in self._pieces:
+        if all_pieces:
+            ioctl, fd = self._ioctl, cpu.fd.fd
+            for number, address, asked in self._requests:  # in one loop: it is half the time
+                if ioctl(fd, number, address) < 0:
+                    raise cpu.fd.refusal(f"the request for {asked.name}")
+                if asked.compare():
+                    changing.add(asked.name)
+                    was_set = True
+            pieces = self._compared
+        else:
+            pieces = self._pieces
+        for piece in pieces:
             if (all_pieces or piece.name in changing) and piece.put_back():
                 changing.add(piece.name)
                 was_set = True
