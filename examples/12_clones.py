@@ -26,7 +26,7 @@ def main() -> None:
         clone.run(timeout=5)
         squares.append(clone.memory.read_int(0x9000, 2))
     print("squares:", *squares[:8], "...", squares[-1])
-    print("each has:", clones[7].memory.read(1 << 20, 28).decode())
+    print("each has:", clones[7].memory.read(1 << 20, 27).decode())
     # A second snapshot of a clone has only the pages that it changed: its number, and the square.
     print("pages that a clone has changed:", clones[7].snapshot().image.stored)
     for clone in clones:

@@ -109,7 +109,7 @@ it fails at b'boom'; fewer than 1,000 tries
     "12_clones": r"""
 16 MiB of memory in the snapshot
 squares: 0 1 4 9 16 25 36 49 \.\.\. 2401
-each has: much that all of them share 
+each has: much that all of them share
 pages that a clone has changed: 2
 """,
 }
