@@ -504,7 +504,8 @@ class Machine:
         Raise SnapshotError: where it names a difference, nothing has changed; where KVM refuses something, the machine
         can only be restored again, or closed.
         """
-        if self._quick is not None and self._quick.reset_again(self, snapshot, time, all_pieces):
+        quick = self._quick
+        if quick is not None and quick.reset_again(self, snapshot, time, any_disk=any_disk, all_pieces=all_pieces):
             return
         from ..snapshot.restore import restore
 

@@ -35,6 +35,8 @@ MOST_PIECE = 1 << 20  # bytes of a piece of a vCPU's state; XSAVE areas and nest
 MOST_MEMORY = 1 << 52
 MOST_INTERRUPTS = 1 << 16
 TEXT = 4096
+# MSRs that count time: the time-stamp counter; Hyper-V's run time of a vCPU and its reference clock.
+TIME_MSRS = frozenset((0x10, 0x4000_0010, 0x4000_0020))
 REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "rip", "rflags"),
     *(f"r{number}" for number in range(8, 16)),
@@ -135,7 +137,7 @@ def check(data: object) -> Data:
         topology = complete(**dict(zip(PARTS, values["smp"], strict=True)))
         parse(values["cpu"])
     except (StateDataError, ConfigError) as error:
-        raise SnapshotError(str(error)) from None
+        raise SnapshotError(" ".join(str(error).split())) from None  # its texts may have any characters
     if [getattr(topology, part) for part in PARTS] != values["smp"]:
         raise SnapshotError("the snapshot's processors are not {1} sockets of {2} cores of {3}".format(*values["smp"]))
     maxcpus = values["smp"][4]

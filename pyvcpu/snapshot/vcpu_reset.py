@@ -27,8 +27,7 @@ from ..vcpu.shared import share_events
 from ..x86.cpuid import Leaves
 from ..x86.features import shown
 from ..x86.flags import CR0, CR4, EFER
-from ..x86.reset import IA32_TSC
-from .plain import msr_pairs
+from .plain import TIME_MSRS, msr_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -150,10 +149,10 @@ class Xsave(Requested):
 
 
 class Msrs(Requested):
-    """All MSRs but the time-stamp counter; of them, only those that have changed are set: some have side effects."""
+    """All MSRs but those that count time; of them, only those that have changed are set: some have side effects."""
 
     def __init__(self, cpu: VcpuThread, saved: bytes) -> None:
-        self._pairs = [(index, value) for index, value in msr_pairs(saved) if index != IA32_TSC]
+        self._pairs = [(index, value) for index, value in msr_pairs(saved) if index not in TIME_MSRS]
         self._ready(cpu)
         before = self._expected
         self._ask()

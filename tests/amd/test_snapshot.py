@@ -12,7 +12,8 @@ from pyvcpu import Machine
 from pyvcpu.devices.disk_file import DiskFile
 from pyvcpu.devices.virtio_blk import VirtioBlk
 from pyvcpu.devices.virtio_rng import VirtioRng
-from tests.amd.linux import COMPLAINTS, DEVICE, INITRD, KERNEL, LONG, TERSE, Console
+from tests.amd.linux import COMPLAINTS, INITRD, KERNEL, LONG, TERSE, Console
+from tests.kvm.support import DEVICE
 
 TIMES = int(os.environ.get("PYVCPU_LINUX_RESUMES", "2"))
 PIECES = 8
