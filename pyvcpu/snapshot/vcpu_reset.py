@@ -11,7 +11,6 @@ from struct import pack
 
 from ..kvm.abi import basic, debug, msr
 from ..kvm.abi import state as abi
-from ..kvm.abi.caps import Cap
 from ..kvm.abi.layout import (
     CR8,
     DIRTY_REGS,
@@ -54,7 +53,9 @@ SHARED = (
 )
 NESTED = {"vmx", "svm"}
 CR8_AT, RFLAGS_AT = basic.kvm_sregs.cr8.offset, basic.kvm_regs.rflags.offset
-XSTATE_BV = 512  # where it is in an XSAVE area (SDM vol. 1 section 13.4.2)
+# Where in an XSAVE area things lie that are not the guest's (SDM vol. 1 sections 10.5.1.1, 13.4.2): MXCSR_MASK, which
+# is 0 until the registers were saved for the first time; XSTATE_BV, for what that leaves out has its initial values.
+NOT_COMPARED = (slice(28, 32), slice(512, 520))
 MSR_ENTRY = "<IIQ"  # struct kvm_msr_entry
 
 
@@ -130,17 +131,18 @@ class Requested(Compared):
 
 
 class Xsave(Requested):
-    """The XSAVE area, and with it x87 and SSE. XSTATE_BV may differ: what it leaves out has its initial values."""
+    """The XSAVE area, and with it x87 and SSE."""
 
     def __init__(self, cpu: VcpuThread, saved: dict[str, bytes], number: int, asked: bytes) -> None:
         super().__init__(cpu, "xsave", saved["xsave"], number, asked)
         self._fpu = saved["fpu"]
-        self._components = memoryview(self._buffer).cast("B")[XSTATE_BV : XSTATE_BV + 8]
-        self._expected_components = self._expected[XSTATE_BV : XSTATE_BV + 8]
+        view = memoryview(self._buffer).cast("B")
+        self._same = [(view[place], self._expected[place]) for place in NOT_COMPARED]
 
     def compare(self) -> bool:
-        """Compare all but XSTATE_BV; KVM gives the initial values for what that leaves out."""
-        self._components[:] = self._expected_components
+        """Compare all but NOT_COMPARED."""
+        for place, expected in self._same:
+            place[:] = expected
         return super().compare()
 
     def _put(self) -> None:
@@ -191,7 +193,7 @@ def compared(cpu: VcpuThread, saved: dict[str, bytes]) -> Iterator[Compared]:
             yield Compared(cpu, name, saved[name])
         else:
             request = REQUESTS[name]
-            if name == "xsave" and cpu.context.has(Cap.XSAVE2):
+            if len(saved[name]) > ctypes.sizeof(abi.kvm_xsave):
                 request = abi.KVM_GET_XSAVE2
             asked = bytes(max(SIZES.get(name, 0), len(saved[name])))
             if name == "xsave":

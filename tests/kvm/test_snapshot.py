@@ -28,7 +28,7 @@ RESETS = int(os.environ.get("PYVCPU_RESETS", "400"))
 CHECKSUM, ROUNDS, SUMS = GUESTS / "checksum.bin", 0x8FF0, 0x9000
 FEWEST_ROUNDS, LONG_ENOUGH = 12, 0.3  # seconds
 FIRST_SUMS = [0x447BC6852DB0C496, 0x9DEDE5F80EA9CB42, 0xD431876DAC0E68FD, 0xEAAAE48ED7C09300]
-XSTATE_BV = slice(512, 520)
+MXCSR_MASK, XSTATE_BV = slice(28, 32), slice(512, 520)
 
 # Loads the snapshot in argv[1], goes on to its end, and prints the outcome and the checksums.
 GO_ON = f"""
@@ -78,7 +78,7 @@ def _timeless(vcpu: dict[str, Any]) -> dict[str, Any]:
     pairs = [msrs[at : at + 16] for at in range(0, len(msrs), 16)]
     state["msrs"] = b"".join(pair for pair in pairs if int.from_bytes(pair[:8], "little") not in TIME_MSRS)
     area = bytearray(state["xsave"])
-    area[XSTATE_BV] = bytes(8)
+    area[MXCSR_MASK], area[XSTATE_BV] = bytes(4), bytes(8)
     state["xsave"] = bytes(area)
     return {**vcpu, "state": state}
 
