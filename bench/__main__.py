@@ -55,6 +55,12 @@ LIMITS = {
     "boot sector / QEMU KVM": 0.05,
     "single steps / C": -0.7,
     "predicates / gdb": -20.0,
+    "resets, 8 pages, whole state, /s": -10_000.0,
+    "resets, 1 page, registers, /s": -20_000.0,
+    "resets, 8 pages, whole state / C": -0.6,
+    "resets, 8 pages, registers / C": -0.6,
+    "resets / fresh machines": -5.0,
+    "PSS of 50 clones / one": 3.0,
 }
 
 
@@ -188,6 +194,7 @@ def main() -> None:
             lambda: own("lives", "creation"),
             lambda: own("lives", "plugs"),
             lambda: own("debug"),
+            lambda: own("resets", str(options.seconds), str(options.rounds)),
             lambda: boots(Path(work), max(options.rounds, 1) * 3),
         ]
         for part in parts:

@@ -125,10 +125,6 @@ class GuestMemory:
         self._remap(fd, offset)
         self._is_file = True
 
-    def forget_writes(self) -> None:
-        """Make it what the file holds once more: give back what was written to since map_file()."""
-        self._map.madvise(mmap.MADV_DONTNEED)
-
     def _remap(self, fd: int, offset: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p

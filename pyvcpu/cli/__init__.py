@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from collections.abc import Sequence
     from types import ModuleType
 
-COMMANDS = ("boot", "cpuid", "info")
+COMMANDS = ("boot", "cpuid", "info", "resume", "snapshot")
 USAGE, NO_KVM, INTERRUPTED = 2, 4, 130
 
 

@@ -31,8 +31,8 @@ Run IMAGE in a virtual machine. What the guest writes to COM1 (port 0x3f8) and t
 goes to standard output, and nothing else does; standard input feeds COM1."""
 EPILOG = """\
 keys: once the guest looks at COM1, a terminal is raw, and all keys are the guest's but for Ctrl-A X, which ends the
-machine with status 0, Ctrl-A H, which lists such keys, and Ctrl-A A, which sends Ctrl-A. Ctrl-C interrupts a guest
-that takes no input.
+machine with status 0, Ctrl-A S, which takes a snapshot, Ctrl-A H, which lists such keys, and Ctrl-A A, which sends
+Ctrl-A. Ctrl-C interrupts a guest that takes no input.
 
 exit status: (v << 1) | 1 for a guest that writes v to port 0xf4; 0 the guest ended by itself (all vCPUs halted,
 power-off or reset); 2 bad usage or bad image; 4 KVM is missing or refused; 6 the guest crashed; 124 --timeout
@@ -47,7 +47,11 @@ OPTIONS = (
     SMP_OPTION,
     CPU_OPTION,
     Option("--memory", "guest memory, such as 64M or 2G (default 64M)", "SIZE", "64M", short="-m"),
-    Option("--format", "linux, multiboot, pvh, elf, bootsector or flat (default: what the image looks like)", "NAME"),
+    Option(
+        "--format",
+        "linux, linux16, multiboot2, multiboot, pvh, elf, bootsector or flat (default: what the image looks like)",
+        "NAME",
+    ),
     Option("--initrd", "Linux: the initial RAM disk; Multiboot: modules, FILE[ ARGUMENTS],...", "FILE"),
     Option("--append", "the command line of Linux, Multiboot and PVH images", "TEXT", ""),
     Option("--mode", "flat images: real, protected or long (default real)", "MODE"),
@@ -64,6 +68,8 @@ OPTIONS = (
     Option("--trace", "write a timeline of the vCPUs, for Perfetto or chrome://tracing", "FILE"),
     Option("--explain", "say, step by step, what happens in the life of each vCPU"),
     Option("--top", "show exits per second at the bottom of the terminal that standard error is"),
+    Option("--snapshot", "at SIGUSR1 and Ctrl-A S, save the machine's state in FILE, for `resume`", "FILE"),
+    Option("--snapshot-on-exit", "save the machine's state in FILE when the run ends, for `resume`", "FILE"),
     Option("--gdb", "serve gdb and lldb there", "HOST:PORT|unix:PATH"),
     Option("-s", "the same as --gdb localhost:1234"),
     Option("--gdb-wait", "stand still before the first instruction, until a debugger lets the guest run", short="-S"),
@@ -71,11 +77,17 @@ OPTIONS = (
     ACCEL_OPTION,
     KVM_OPTION,
 )
+# Those that `resume` has, too.
+KEPT = ("timeout", "stats", "trace", "explain", "top", "snapshot", "snapshot_on_exit", "gdb", "s", "gdb_wait", "shell")
 
 
 def run(options: SimpleNamespace) -> int:
     """Boot, wait for the end, put everything back, and return the exit status."""
-    job = Job(options)
+    return run_job(Job(options))
+
+
+def run_job(job: Job) -> int:
+    """Do what a command line asks for, and return the exit status."""
     try:
         try:
             outcome = job.boot()
@@ -165,7 +177,7 @@ class Job:
             kvm=named_kvm(options.kvm) if watch is None else watch.open_kvm(options.accel, named_kvm(options.kvm)),
         ) as machine:
             output.on_broken = lambda: machine.stop("output closed")
-            console.on_quit = lambda: _quit(machine, output)
+            console.on_quit = lambda: quit(machine, output)
             self._add_devices(machine)
             machine.load(
                 self._image,
@@ -178,13 +190,30 @@ class Job:
                 start=options.start,
                 name=options.image,
             )
-            if watch is None:
-                return self._run_to_end(machine, console, output)
+            return self._watched(machine, output, console, watch)
+
+    def _watched(self, machine: Machine, output: Output, console: Input, watch: Watch | None) -> Outcome:
+        options, saver = self._options, None
+        if options.snapshot is not None or options.snapshot_on_exit is not None:
+            from .saving import Saver, check_folder, save_at_exit
+
+            if options.snapshot is not None:
+                saver = Saver(machine, options.snapshot)
+                console.on_snapshot = saver.ask
+            if options.snapshot_on_exit is not None:
+                check_folder(options.snapshot_on_exit)
+        if watch is not None:
             watch.begin(machine)
-            try:
-                return self._run_to_end(machine, console, output)
-            finally:
+        try:
+            outcome = self._run_to_end(machine, console, output)
+        finally:
+            if watch is not None:
                 watch.end(machine)
+            if saver is not None:
+                saver.close()
+        if options.snapshot_on_exit is not None:
+            save_at_exit(machine, options.snapshot_on_exit)
+        return outcome
 
     def _run_to_end(self, machine: Machine, console: Input, output: Output) -> Outcome:
         """Run until the guest ends, or asks for a reset that it is not to get; the timeout is that of the whole run."""
@@ -225,7 +254,7 @@ class Job:
         return self._watch is None or self._watch.close()
 
 
-def _quit(machine: Machine, output: Output) -> None:
+def quit(machine: Machine, output: Output) -> None:
     """End the run at the user's wish, also when a vCPU waits for a reader of our output that does not read."""
     machine.stop("quit", 0)
     output.cancel()

@@ -119,6 +119,7 @@ class Input:
         self.on_quit: Callable[[], object] = _interrupt
         self.on_prompt: Callable[[], object] | None = None
         self._suspended = False  # somebody else reads the terminal
+        self.on_snapshot: Callable[[], object] = _no_snapshot
 
     def start(self, serial: Serial) -> None:
         """Switch the terminal over and start to feed `serial`; does nothing after close(), or a second time."""
@@ -213,12 +214,14 @@ class Input:
 
     def _obey(self, keys: Keys, data: bytes, reader: _ReadDetector) -> bytes:
         """Do what keys for us say; return the others."""
-        from .keys import HELP_LINES, INTERRUPT, PROMPT, PROMPT_LINE, QUIT, SUMMARY
+        from .keys import HELP_LINES, INTERRUPT, PROMPT, PROMPT_LINE, QUIT, SNAPSHOT, SUMMARY
 
         data, commands = keys.take(data)
         for command in commands:
             if command == QUIT:
                 self.on_quit()
+            elif command == SNAPSHOT:
+                self.on_snapshot()
             elif command != PROMPT:
                 for line in (*HELP_LINES, *([PROMPT_LINE] if self.on_prompt is not None else [])):
                     say(line)
@@ -278,6 +281,10 @@ def _stop_in_background() -> bool:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTTIN,))  # this thread was made by a vCPU's, which blocks it
     signal.raise_signal(signal.SIGTTIN)
     return not _in_foreground()
+
+
+def _no_snapshot() -> None:
+    say("no snapshot: name the file with --snapshot FILE")
 
 
 def _interrupt() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 ESCAPE = 0x01  # Ctrl-A
 INTERRUPT = 0x03  # Ctrl-C
-QUIT, HELP, PROMPT = "x", "h", "c"
+QUIT, HELP, PROMPT, SNAPSHOT = "x", "h", "c", "s"
 
 SUMMARY = "Ctrl-A X leaves, Ctrl-A H helps"
 HELP_LINES = (
     "Ctrl-A X  end the machine, with status 0",
     "Ctrl-A A  send Ctrl-A to the guest",
+    "Ctrl-A S  take a snapshot into the file of --snapshot",
     "Ctrl-A H  show this help",
 )
 PROMPT_LINE = "Ctrl-A C  stop the guest and open a Python prompt"
@@ -24,7 +25,7 @@ class Keys:
         self._escaped = False  # the last key was ESCAPE
 
     def take(self, data: bytes) -> tuple[bytes, str]:
-        """Return what of `data` is for the guest, and the commands in it: QUIT, HELP and PROMPT, in order.
+        """Return what of `data` is for the guest, and the commands in it: QUIT, HELP, PROMPT and SNAPSHOT, in order.
 
         ESCAPE may be the end of one call's data and its command the start of the next one's. Where no command
         follows, both keys are dropped.
@@ -46,6 +47,6 @@ class Keys:
             letter = chr(key).lower()
             if key == ESCAPE or letter == "a":
                 passed.append(ESCAPE)
-            elif letter in (QUIT, HELP, PROMPT):
+            elif letter in (QUIT, HELP, PROMPT, SNAPSHOT):
                 commands += letter
         return bytes(passed), commands

@@ -441,7 +441,8 @@ class Machine(Serving):
         Raise SnapshotError: where it names a difference, nothing has changed; where KVM refuses something, the machine
         can only be restored again, or closed.
         """
-        if self._quick is not None and self._quick.reset_again(self, snapshot, time, all_pieces):
+        quick = self._quick
+        if quick is not None and quick.reset_again(self, snapshot, time, any_disk=any_disk, all_pieces=all_pieces):
             return
         from ..snapshot.restore import restore
 
@@ -556,7 +557,7 @@ class Machine(Serving):
             self._watchdog.close()
         if self._tracker is not None:
             self._tracker.close()
-        self._tracker = self._quick = None
+        self._tracker = self._quick = self._parent = None
         if self._coalescer is not None:
             self._coalescer.close()
         self.context.close_parked()

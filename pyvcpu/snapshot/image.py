@@ -12,6 +12,7 @@ import os
 from weakref import finalize
 
 from . import pagemap
+from .plain import SnapshotError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -52,18 +53,36 @@ class Image:
         self.base = base
         self.stored = size // PAGE if numbers is None else len(numbers)  # pages that the file has room for
         self.places: dict[int, int] = {} if numbers is None else {number: at for at, number in enumerate(numbers)}
+        self._mapped: mmap.mmap | None = None
         self._view: memoryview | None = None
-        self.close = finalize(self, os.close, fd)
+        self._closer = finalize(self, os.close, fd)
 
     @property
     def bytes(self) -> memoryview:
         """What the file has for this image."""
         if self._view is None:
+            self._check_open()
             length = self.stored * PAGE
-            # Without pages there is nothing that could be mapped.
-            mapped = mmap.mmap(self.fd, length, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=self.offset) if length else b""
-            self._view = memoryview(mapped)
+            if not length:  # that cannot be mapped
+                return memoryview(b"")
+            self._mapped = mmap.mmap(self.fd, length, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=self.offset)
+            self._view = memoryview(self._mapped)
         return self._view
+
+    def _check_open(self) -> None:
+        if not self._closer.alive:
+            raise SnapshotError("the snapshot is closed")
+
+    def close(self) -> None:
+        """Close the file; closing again does nothing. What is mapped from it stays."""
+        view, mapped, self._view, self._mapped = self._view, self._mapped, None, None
+        if view is not None and mapped is not None:
+            try:
+                view.release()
+                mapped.close()
+            except BufferError:
+                pass  # a page is being looked at: the mapping goes with that
+        self._closer()
 
     @property
     def root(self) -> Image:
@@ -93,6 +112,7 @@ class Image:
     def put_into(self, memory: Ram) -> None:
         """Make `memory` this image: map the whole one, and copy the pages of the layers."""
         root = self.root
+        root._check_open()
         memory.map_file(root.fd, root.offset)
         self.copy_pages(memory, {number for image in self.lineage() for number in image.places})
 

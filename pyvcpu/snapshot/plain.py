@@ -11,8 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
     from typing import Any, Protocol
 
-    from .image import Image
-
     Data = dict[str, Any]
 
     class Saved(Protocol):
@@ -23,7 +21,7 @@ if TYPE_CHECKING:  # mypy reads this as True
         @property
         def data(self) -> Data: ...
         @property
-        def image(self) -> Image: ...
+        def image(self) -> Any: ...  # image.Image, which knows this module
         @property
         def base(self) -> Saved | None: ...
         @property
@@ -37,6 +35,8 @@ MOST_PIECE = 1 << 20  # bytes of a piece of a vCPU's state; XSAVE areas and nest
 MOST_MEMORY = 1 << 52
 MOST_INTERRUPTS = 1 << 16
 TEXT = 4096
+# MSRs that count time: the time-stamp counter; Hyper-V's run time of a vCPU and its reference clock.
+TIME_MSRS = frozenset((0x10, 0x4000_0010, 0x4000_0020))
 REGISTERS = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "rip", "rflags"),
     *(f"r{number}" for number in range(8, 16)),
@@ -130,14 +130,16 @@ def check(data: object) -> Data:
     Nothing in it is used before.
     """
     from ..x86.cpu import parse
-    from ..x86.topology import complete
+    from ..x86.topology import PARTS, complete
 
     try:
         values: Data = record(DATA)("the snapshot", data)
-        complete(**dict(zip(("cpus", "sockets", "cores", "threads", "maxcpus"), values["smp"], strict=True)))
+        topology = complete(**dict(zip(PARTS, values["smp"], strict=True)))
         parse(values["cpu"])
     except (StateDataError, ConfigError) as error:
-        raise SnapshotError(str(error)) from None
+        raise SnapshotError(" ".join(str(error).split())) from None  # its texts may have any characters
+    if [getattr(topology, part) for part in PARTS] != values["smp"]:
+        raise SnapshotError("the snapshot's processors are not {1} sockets of {2} cores of {3}".format(*values["smp"]))
     maxcpus = values["smp"][4]
     if len(values["vcpus"]) != maxcpus or len(values["starts"]) != maxcpus:
         raise SnapshotError(f"the snapshot must have {maxcpus} vCPUs, as its topology says")

@@ -7,6 +7,7 @@ whose state is another. All that is needed for that is prepared once.
 from __future__ import annotations
 
 from ..vcpu.states import NO_THREAD, Command
+from .fits import check_devices
 from .vcpu_reset import VcpuReset, is_simple
 
 TYPE_CHECKING = False
@@ -42,7 +43,9 @@ class Quick:
             (device, states[name]) for name, device in machine.devices.items() if states[name] and name != "irqchip"
         ]
         self._irqchip = machine.devices.get("irqchip") if machine.context.irqchip == "kernel" else None
-        self._chips = {key: value for key, value in states["irqchip"].items() if key != "clock"}
+        # As they are now: KVM notes in the PIT when it was set.
+        self._chips = {} if self._irqchip is None else self._irqchip.state()
+        self._chips.pop("clock", None)
         tracker.begin(snapshot.image)
 
     @staticmethod
@@ -56,13 +59,15 @@ class Quick:
         same = all(thread.vcpu._lives == life for thread, life, _, _ in self._threads)
         return same and there == len(self._threads) and self._names == list(machine.devices)
 
-    def reset_again(self, machine: Target, snapshot: Snapshot, time: str, all_pieces: bool) -> bool:
+    def reset_again(self, machine: Target, snapshot: Snapshot, time: str, *, any_disk: bool, all_pieces: bool) -> bool:
         """Reset the machine, if `snapshot` is the one and all is as it was when this was made; False where not."""
         if snapshot is not self.snapshot or time != "continue" or machine._parent is not snapshot:
             return False
         with self._control.start_lock:
             if machine._clock_line != self._clock_line:
                 return False
+            if snapshot.data["disks"]:
+                check_devices(snapshot, machine, any_disk)
             stand_in = machine._stand_in
             if stand_in is not None and not machine.board.has_thread and self._reset_here(stand_in, all_pieces):
                 return True

@@ -11,7 +11,6 @@ from struct import pack
 
 from ..kvm.abi import basic, debug, msr
 from ..kvm.abi import state as abi
-from ..kvm.abi.caps import Cap
 from ..kvm.abi.layout import (
     CR8,
     DIRTY_REGS,
@@ -27,8 +26,7 @@ from ..vcpu.shared import share_events
 from ..x86.cpuid import Leaves
 from ..x86.features import shown
 from ..x86.flags import CR0, CR4, EFER
-from ..x86.reset import IA32_TSC
-from .plain import msr_pairs
+from .plain import TIME_MSRS, msr_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -55,7 +53,9 @@ SHARED = (
 )
 NESTED = {"vmx", "svm"}
 CR8_AT, RFLAGS_AT = basic.kvm_sregs.cr8.offset, basic.kvm_regs.rflags.offset
-XSTATE_BV = 512  # where it is in an XSAVE area (SDM vol. 1 section 13.4.2)
+# Where in an XSAVE area things lie that are not the guest's (SDM vol. 1 sections 10.5.1.1, 13.4.2): MXCSR_MASK, which
+# is 0 until the registers were saved for the first time; XSTATE_BV, for what that leaves out has its initial values.
+NOT_COMPARED = (slice(28, 32), slice(512, 520))
 MSR_ENTRY = "<IIQ"  # struct kvm_msr_entry
 
 
@@ -106,42 +106,44 @@ class Requested(Compared):
     def __init__(self, cpu: VcpuThread, name: str, saved: bytes, number: int, asked: bytes) -> None:
         super().__init__(cpu, name, saved)
         self._buffer = ctypes.create_string_buffer(asked, len(asked))
-        self._fd, self._number, self._address = cpu.fd.fd, number, ctypes.addressof(self._buffer)
-        self._ioctl = cpu.fd.kernel.ioctl
+        self.number, self.address = number, ctypes.addressof(self._buffer)
         self._ask()
         self._expected = self._buffer.raw
 
     def _ask(self) -> None:
-        if self._ioctl(self._fd, self._number, self._address) < 0:
+        if self._cpu.fd.kernel.ioctl(self._cpu.fd.fd, self.number, self.address) < 0:
             raise self._cpu.fd.refusal(f"the request for {self.name}")
 
     def put_back(self) -> bool:
         """Set the piece if KVM says something else."""
         self._ask()
-        if self._buffer.raw == self._expected or self.is_same(self._buffer.raw):
+        return self.compare()
+
+    def compare(self) -> bool:
+        """Do the rest of put_back(), once KVM was asked."""
+        if self._buffer.raw == self._expected:
             return False
         self._put()
         return True
-
-    def is_same(self, now: bytes) -> bool:
-        """Tell whether other bytes mean the same."""
-        return False
 
     def _put(self) -> None:
         self._set(self._cpu, self._saved)
 
 
 class Xsave(Requested):
-    """The XSAVE area, and with it x87 and SSE. XSTATE_BV may differ: what it leaves out has its initial values."""
+    """The XSAVE area, and with it x87 and SSE."""
 
     def __init__(self, cpu: VcpuThread, saved: dict[str, bytes], number: int, asked: bytes) -> None:
         super().__init__(cpu, "xsave", saved["xsave"], number, asked)
         self._fpu = saved["fpu"]
+        view = memoryview(self._buffer).cast("B")
+        self._same = [(view[place], self._expected[place]) for place in NOT_COMPARED]
 
-    def is_same(self, now: bytes) -> bool:
-        """Compare all but XSTATE_BV; KVM gives the initial values for what that leaves out."""
-        before = self._expected
-        return now[:XSTATE_BV] == before[:XSTATE_BV] and now[XSTATE_BV + 8 :] == before[XSTATE_BV + 8 :]
+    def compare(self) -> bool:
+        """Compare all but NOT_COMPARED."""
+        for place, expected in self._same:
+            place[:] = expected
+        return super().compare()
 
     def _put(self) -> None:
         state.put(self._cpu, "fpu", self._fpu)  # first, as in the table: an area in its initial state leaves old values
@@ -149,10 +151,10 @@ class Xsave(Requested):
 
 
 class Msrs(Requested):
-    """All MSRs but the time-stamp counter; of them, only those that have changed are set: some have side effects."""
+    """All MSRs but those that count time; of them, only those that have changed are set: some have side effects."""
 
     def __init__(self, cpu: VcpuThread, saved: bytes) -> None:
-        self._pairs = [(index, value) for index, value in msr_pairs(saved) if index != IA32_TSC]
+        self._pairs = [(index, value) for index, value in msr_pairs(saved) if index not in TIME_MSRS]
         self._ready(cpu)
         before = self._expected
         self._ask()
@@ -191,7 +193,7 @@ def compared(cpu: VcpuThread, saved: dict[str, bytes]) -> Iterator[Compared]:
             yield Compared(cpu, name, saved[name])
         else:
             request = REQUESTS[name]
-            if name == "xsave" and cpu.context.has(Cap.XSAVE2):
+            if len(saved[name]) > ctypes.sizeof(abi.kvm_xsave):
                 request = abi.KVM_GET_XSAVE2
             asked = bytes(max(SIZES.get(name, 0), len(saved[name])))
             if name == "xsave":
@@ -209,6 +211,11 @@ class VcpuReset:
         shared = cpu.fd.shared
         assert shared is not None
         self._pieces = list(compared(cpu, saved))
+        self._ioctl = cpu.fd.kernel.ioctl
+        self._requests = [
+            (piece.number, piece.address, piece) for piece in self._pieces if isinstance(piece, Requested)
+        ]
+        self._compared = [piece for piece in self._pieces if not isinstance(piece, Requested)]
         self._page: list[tuple[int, slice, bytes]] = []
         for which, offset, name in SHARED:
             shared.view(which)
@@ -221,7 +228,18 @@ class VcpuReset:
         """Set what has changed. Without `all_pieces`, look only at registers, events and what was seen to change."""
         cpu, changing, was_set = self._cpu, self.changing, False
         self._put_page()  # first: what the other pieces may be depends on the mode
-        for piece in self._pieces:
+        if all_pieces:
+            ioctl, fd = self._ioctl, cpu.fd.fd
+            for number, address, asked in self._requests:  # in one loop: it is half the time
+                if ioctl(fd, number, address) < 0:
+                    raise cpu.fd.refusal(f"the request for {asked.name}")
+                if asked.compare():
+                    changing.add(asked.name)
+                    was_set = True
+            pieces = self._compared
+        else:
+            pieces = self._pieces
+        for piece in pieces:
             if (all_pieces or piece.name in changing) and piece.put_back():
                 changing.add(piece.name)
                 was_set = True

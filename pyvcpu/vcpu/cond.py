@@ -72,9 +72,6 @@ class Cond:
         `on_delay()`, if it is set, is called with the lock held each time that LONGEST has passed in vain.
         """
         check_timeout(timeout)
-        with self._lock:
-            if predicate():
-                return True
         end = NEVER if timeout is None else monotonic() + timeout
         bell = new_bell()
         waiting = (predicate, bell)

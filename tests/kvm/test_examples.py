@@ -99,6 +99,19 @@ vCPU 2: APIC id 2, package 1, core 0, thread 0
 vCPU 3: APIC id 3, package 1, core 0, thread 1
 vCPU 5: APIC id 5, package 2, core 0, thread 1
 """,
+    "11_fuzz": r"""
+1 of 4 places reached by b'b\w\w\w'
+2 of 4 places reached by b'bo\w\w'
+3 of 4 places reached by b'boo\w'
+4 of 4 places reached by b'boom'
+it fails at b'boom'; fewer than 1,000 tries
+""",
+    "12_clones": r"""
+16 MiB of memory in the snapshot
+squares: 0 1 4 9 16 25 36 49 \.\.\. 2401
+each has: much that all of them share
+pages that a clone has changed: 2
+""",
     "13_breakpoints": r"""
 the first instructions: start start\+0x4 start\+0xb start\+0x12 double double\+0x2 start\+0x17
 (note: the breakpoint at 0x101e works by single steps, .*

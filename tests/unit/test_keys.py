@@ -49,7 +49,7 @@ def test_the_cuts_between_reads_mean_nothing(typed: bytes, sizes: list[int]) -> 
 
 def test_the_help_names_every_command() -> None:
     named = {line.split()[1].lower() for line in HELP_LINES}
-    assert named == {keys.QUIT, keys.HELP, "a"}
+    assert named == {keys.QUIT, keys.HELP, keys.SNAPSHOT, "a"}
 
 
 def test_the_example() -> None:
