@@ -251,7 +251,7 @@ class RunControl:
             tickets = self._command_all_locked(Command.PAUSE)
         if self.is_vcpu_thread():
             return True
-        if not self.cond.wait_for(lambda: all(vcpu.is_done_locked(ticket) for vcpu, ticket in tickets), timeout):
+        if not self.cond.wait_for(lambda: all(vcpu.is_done_locked(ticket) for vcpu, ticket in tickets), _left(end)):
             return False
         # What was notified before is served, unless that takes long: then the rest comes after the pause.
         for still in self.devices:
@@ -278,7 +278,7 @@ class RunControl:
         held: list[Still] = []
         try:
             for still in self.devices if stills is None else stills:
-                if not still.hold(None if end is None else max(end - monotonic(), 0)):
+                if not still.hold(_left(end)):
                     break
                 held.append(still)
         except BaseException:
@@ -289,10 +289,11 @@ class RunControl:
     def enter_hold(self, who: str, timeout: float | None) -> None:
         """Have the world stand still for `who`. Raise TimeoutError, and take it back, after `timeout` seconds."""
         check_timeout(timeout)
+        end = None if timeout is None else monotonic() + timeout
         self._let_them_run(timeout)
         self.begin_hold(who)
         try:
-            self.complete_hold(timeout)
+            self.complete_hold(timeout, end=end)
         except BaseException:
             self.drop_hold(who)
             raise
@@ -306,15 +307,18 @@ class RunControl:
             if len(self.holders) == 1:
                 self._post_all_locked(Command.PAUSE)
 
-    def complete_hold(self, timeout: float | None, is_off: Callable[[], object] = bool) -> bool:
+    def complete_hold(
+        self, timeout: float | None, is_off: Callable[[], object] = bool, end: float | None = None
+    ) -> bool:
         """Wait until the world stands still: the second half. False, with nothing held, once `is_off()` is true.
 
-        Whoever makes that true says so with cond.notify_all().
+        Whoever makes that true says so with cond.notify_all(). `end`: when `timeout` is over, where it began before.
         """
-        end = None if timeout is None else monotonic() + timeout
+        if end is None and timeout is not None:
+            end = monotonic() + timeout
         held: list[Still] = []
         try:
-            if not self.cond.wait_for(lambda: is_off() or self._is_still(), timeout):
+            if not self.cond.wait_for(lambda: is_off() or self._is_still(), _left(end)):
                 raise TimeoutError(f"the machine does not stand still within {timeout} s: {self._who_moves()}")
             if is_off():
                 return False
@@ -398,6 +402,10 @@ class RunControl:
         """
         for vcpu in self.vcpus:
             vcpu.kick_again_locked()
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(end - monotonic(), 0)
 
 
 def _release(stills: Sequence[Still]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ..addresses import AddressSpace
 from ..bus import Bus, Region
 from ..errors import PyvcpuError
@@ -28,6 +30,8 @@ class Serving(Running):
 
     def __init__(self) -> None:
         super().__init__()
+        # Not `start_lock`: a handler may ask for it while the holder of that lock waits for the handler's vCPU.
+        self._coalescer_lock = threading.Lock()
         self._coalescer: Coalescer | None = None
 
     def on_port(
@@ -94,7 +98,7 @@ class Serving(Running):
         """Let KVM collect the writes to a range; where it cannot, give `region` back and raise its ConfigError."""
         from .coalesced import Coalescer
 
-        with self.control.start_lock:
+        with self._coalescer_lock:
             coalescer = self._coalescer = self._coalescer or Coalescer(self.context, self.control)
         try:
             coalescer.add(address, length, pio=pio)

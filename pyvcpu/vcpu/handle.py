@@ -365,8 +365,9 @@ class Vcpu:
     def kick_again_locked(self) -> None:
         """Signal once more a thread that was kicked and has not looked at it yet: the signal may have been lost."""
         if self._kicked and self.created and not self._sleeping and self._ident:
-            if self._fd is not None:
-                self._fd.kernel.catch(SIG_IPI)
+            fd = self._fd  # its thread takes it away without the lock
+            if fd is not None:
+                fd.kernel.catch(SIG_IPI)
             signal.pthread_kill(self._ident, SIG_IPI)
 
     def kick_locked(self) -> None:

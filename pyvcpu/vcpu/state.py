@@ -81,7 +81,12 @@ PIECES = (
     Piece("xsave", capabilities.KVM_CAP_XSAVE, pieces.get_xsave, pieces.set_xsave, pieces.reset_xsave),
     Piece("xcrs", capabilities.KVM_CAP_XCRS, pieces.get_xcrs, pieces.set_xcrs, pieces.reset_xcrs),
     Piece(
-        "debugregs", capabilities.KVM_CAP_DEBUGREGS, pieces.get_debugregs, pieces.set_debugregs, pieces.reset_debugregs
+        "debugregs",
+        capabilities.KVM_CAP_DEBUGREGS,
+        pieces.get_debugregs,
+        pieces.set_debugregs,
+        pieces.reset_debugregs,
+        128,
     ),
     Piece("lapic", 0, pieces.get_lapic, pieces.set_lapic, pieces.reset_lapic, 1024, needs_apic=True),
     Piece("msrs", 0, pieces_msr.get_msrs, pieces_msr.set_msrs, pieces_msr.reset_msrs),

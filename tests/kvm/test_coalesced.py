@@ -14,7 +14,7 @@ from pyvcpu.errors import ConfigError
 from pyvcpu.kvm.abi.basic import KVM_CAP_COALESCED_PIO
 from pyvcpu.vcpu import Vcpu
 from tests.kvm.support import DEVICE, HLT, SPIN, machine
-from tests.threads import until
+from tests.threads import DEADLINE, until
 
 pytestmark = pytest.mark.kvm
 
@@ -158,3 +158,34 @@ def test_a_kvm_that_cannot_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             made.on_port(0x50, write=lambda vcpu, data: None, coalesce=True)
         monkeypatch.undo()
         made.on_port(0x50, write=lambda vcpu, data: None)  # the port is free
+
+
+def test_a_handler_asks_for_it_during_a_reset() -> None:
+    """reset() waits for the vCPU whose handler it is, with the lock held that others wait for."""
+    resetting = threading.Event()
+    begun = threading.Event()
+
+    def ask(vcpu: Vcpu, data: bytes) -> None:
+        if begun.is_set():
+            return  # the guest has begun again
+        begun.set()
+        assert resetting.wait(DEADLINE)
+        until(lambda: not free(made))
+        made.on_port(0x51, write=lambda vcpu, data: None, coalesce=True)
+
+    def free(made: Machine) -> bool:
+        if made.control.start_lock.acquire(blocking=False):
+            made.control.start_lock.release()
+            return True
+        return False
+
+    with machine(OUT_A + SPIN) as made:
+        made.on_port(0x50, write=ask)
+        made.start()
+        made.resume()
+        assert begun.wait(DEADLINE)
+        thread = threading.Thread(target=made.reset, daemon=True)
+        thread.start()
+        resetting.set()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
