@@ -339,8 +339,8 @@ class Vcpu:
         """Post `item` and return its number."""
         if self.state is State.UNPLUGGED:
             raise StateError(f"vCPU {self.index} is unplugged: plug it first")
-        if item is Command.PAUSE and self.state is State.PAUSED and not self._inbox:
-            return self._posted  # it stands still already: its thread need not wake up
+        if item is Command.PAUSE and self.state is State.PAUSED and self._applied == self._posted:
+            return self._posted  # it stands still already, and nothing steps it: its thread need not wake up
         self._posted += 1
         if item is Command.RESUME:
             self._last_resume = self._posted

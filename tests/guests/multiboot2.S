@@ -16,21 +16,21 @@
         .set    BOOT_MAGIC, 0x36d76289
         .set    STACK, 0x8000                   # conventional memory, of which the top is taken
 
-        .balign 8
+        .balign 8, 0
 header: .long   HEADER_MAGIC, 0, header_end - header, -(HEADER_MAGIC + (header_end - header))
         .word   1, 0                            # information request
         .long   8 + 5 * 4
         .long   1, 3, 6, 9, 21
-        .balign 8
+        .balign 8, 0
         .word   6, 0                            # module alignment
         .long   8
-        .balign 8
+        .balign 8, 0
         .word   5, 1                            # framebuffer, optional
         .long   20, 800, 600, 32
-        .balign 8
+        .balign 8, 0
         .word   10, 0                           # relocatable: anywhere, 2 MiB aligned, preferably high
         .long   24, 0, 0xffffffff, 0x200000, 2
-        .balign 8
+        .balign 8, 0
         .word   0, 0
         .long   8
 header_end:

@@ -152,7 +152,7 @@ def test_keys_of_ours(echo: Terminal) -> None:
     echo.type(b"\x01")
     echo.type(b"x")
     status, stderr = echo.end()
-    assert (status, re.findall(r"pyvcpu: (Ctrl-A \w)", stderr)) == (0, ["Ctrl-A X", "Ctrl-A A", "Ctrl-A H"])
+    assert (status, re.findall(r"pyvcpu: (Ctrl-A \w)", stderr)) == (0, ["Ctrl-A X", "Ctrl-A A", "Ctrl-A S", "Ctrl-A H"])
 
 
 def test_leaving_a_guest_that_reads_nothing(terminal: Terminal, image: Callable[[bytes], Path]) -> None:

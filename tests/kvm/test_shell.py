@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_crash_opens_it_and_ends_the_run_afterwards(terminal: Terminal, image:
     status, stderr = terminal.end()
     assert status == 6
     assert "vCPU 0 crashed: triple fault" in stderr
-    assert "the last 16 exits, the latest at the end:" in stderr
+    assert re.search(r"the last \d+ exits, the latest at the end:\n", stderr)
 
 
 def test_a_mistake_is_told_and_ctrl_c_leaves_a_line(terminal: Terminal, image: Callable[[bytes], Path]) -> None:
