@@ -137,6 +137,8 @@ class Rtc:
     def state(self) -> State:
         """Return registers and CMOS RAM as plain data."""
         with self._lock:
+            if self._timer is not None and self._ram[REG_B] & B_INTERRUPTS:
+                self._collect()  # as whoever takes the state over does, to know the next interrupt
             standing = self._standing
             return {
                 "index": self._index,
