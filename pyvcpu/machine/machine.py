@@ -514,6 +514,7 @@ class Machine(Serving):
         It waits while the world is held still by another thread. Without interrupt controllers the line leads nowhere.
         Raise ConfigError for a line that there is not.
         """
+        self.control.check_ours()
         if self.control.is_vcpu_thread():
             self.irqchip.set_line(gsi, level)
             return

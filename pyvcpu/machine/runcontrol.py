@@ -99,6 +99,11 @@ class RunControl:
         """Whether this is the process that made the machine, and not a child that it forked."""
         return os.getpid() == self._pid
 
+    def check_ours(self) -> None:
+        """Raise StateError in a forked child. It has none of the threads, and any of them may hold a lock for ever."""
+        if not self.is_ours:
+            raise StateError("the machine belongs to the process that made it; a forked child can only close it")
+
     def is_vcpu_thread(self) -> bool:
         """Whether the calling thread is that of a vCPU of this machine."""
         current = current_cpu()

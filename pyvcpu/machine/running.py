@@ -21,6 +21,7 @@ class Running:
 
         Everyone who waits gets the same outcome, and each thread each exception of a handler once.
         """
+        self.control.check_ours()
         self._not_in_handler("wait")
         return self.control.wait(self.control.current(), timeout)
 
@@ -29,6 +30,7 @@ class Running:
 
         It counts for the run under way; where there is none, the next one ends at once. The first end of a run counts.
         """
+        self.control.check_ours()
         self.control.finish(reason, status)
 
     def resume(self) -> None:
@@ -46,6 +48,7 @@ class Running:
         From a handler it only posts the command. KVM has then completed every access, and no virtio device is in the
         middle of a request: registers, memory and disks are whole. paused() also keeps other threads from resuming it.
         """
+        self.control.check_ours()
         return self.control.pause(timeout)
 
     def paused(self, by: str = "", timeout: float | None = None) -> Hold:
@@ -56,6 +59,7 @@ class Running:
         may hold it; the machine goes on, if it ran, when the last lets go. `by` says what for: `machine.holders` has
         it. Raise StateError in a handler, TimeoutError when it does not stand still within `timeout` seconds.
         """
+        self.control.check_ours()
         return Hold(self.control, by, timeout)
 
     @property
@@ -69,6 +73,7 @@ class Running:
 
         Raise StateError when it is out already. From a handler it only posts the command.
         """
+        self.control.check_ours()
         vcpu = self._vcpu(index)
         if self.control.is_vcpu_thread():
             vcpu.unplug()
@@ -94,8 +99,7 @@ class Running:
         return self.vcpus[index]
 
     def _not_closed(self) -> None:
-        if not self.control.is_ours:
-            raise StateError("the machine belongs to the process that made it; a forked child can only close it")
+        self.control.check_ours()
         if self.control.closed:
             raise StateError("the machine is closed; make another one")
 

@@ -47,6 +47,9 @@ if TYPE_CHECKING:  # mypy reads this as True
         def running(self) -> bool: ...
         @property
         def closed(self) -> bool: ...
+        def check_ours(self) -> None:
+            """Raise StateError in a forked child."""
+
         def changed_state(self, vcpu: Vcpu, old: State, new: State) -> None:
             """Take note of a change of state; with the lock held."""
 
@@ -190,6 +193,7 @@ class Vcpu:
 
     def kick(self) -> None:
         """Make the vCPU leave KVM_RUN once and look at its inbox (QEMU: qemu_cpu_kick)."""
+        self.control.check_ours()
         with self.control.lock:
             self.kick_locked()
 
@@ -256,6 +260,7 @@ class Vcpu:
         seconds: what was not begun by then is not done any more. Two handlers that wait for each other's vCPU wait for
         ever (QEMU: run_on_cpu).
         """
+        self.control.check_ours()
         if current_cpu() is self:
             return function(self)
         work = Work(function)
@@ -311,6 +316,7 @@ class Vcpu:
 
     def _command(self, command: Command, timeout: float | None) -> bool:
         control = self.control
+        control.check_ours()
         with control.lock:
             life, thread, ticket = self._lives, self.thread, self.command_locked(command)
             current = current_cpu()

@@ -496,6 +496,25 @@ def test_several_may_close() -> None:
         assert [closer.error for closer in closers] == [None] * 3
 
 
+NOT_IN_A_CHILD: list[Callable[[Machine], object]] = [
+    Machine.run,
+    Machine.wait,
+    Machine.resume,
+    Machine.pause,
+    Machine.paused,
+    Machine.stop,
+    Machine.reset,
+    Machine.snapshot,
+    lambda made: made.plug(1),
+    lambda made: made.unplug(1),
+    lambda made: made.set_line(4, True),
+    lambda made: made.vcpus[0].registers.rip,
+    lambda made: made.vcpus[0].pause(),
+    lambda made: made.vcpus[0].kick(),
+    lambda made: made.vcpus[0].nmi(),
+]
+
+
 def test_a_forked_child_closes_its_copies_and_ends() -> None:
     with started(TICKER, 2) as made:
         made.board.add_virtio(VirtioRng())
@@ -505,12 +524,12 @@ def test_a_forked_child_closes_its_copies_and_ends() -> None:
         if child == 0:
             status = 1
             with contextlib.suppress(BaseException):
-                try:
-                    made.run()
-                except StateError:
-                    made.close()
-                    made.close()
-                    status = 0
+                for use in NOT_IN_A_CHILD:
+                    with pytest.raises(StateError, match="belongs to the process that made it"):
+                        use(made)
+                made.close()
+                made.close()
+                status = 0
             os._exit(status)
         until(lambda: os.waitpid(child, os.WNOHANG) == (child, 0), "the child does not end, or failed")
         check_counting(made, 0)
