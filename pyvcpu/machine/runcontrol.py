@@ -338,8 +338,10 @@ class RunControl:
 
     def leave_hold(self, who: str) -> None:
         """Take back enter_hold(); the world goes on when the last has."""
-        self.release_stills()
-        self.drop_hold(who)
+        try:
+            self.release_stills()
+        finally:
+            self.drop_hold(who)
 
     def release_stills(self) -> None:
         """Take back what complete_hold() did."""
