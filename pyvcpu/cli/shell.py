@@ -13,7 +13,7 @@ from ..errors import PyvcpuError
 from ..exits import describe
 from ..posix import signal
 from . import tools
-from .signals import Signalled
+from .signals import Awake, Signalled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy reads this as True
@@ -123,7 +123,7 @@ class Shell:
         self._console.suspend()
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with _Output():
+            with _Output(), Awake():
                 _converse(self._console_for(index), BANNER.format(why=why, index=index))
         finally:
             signal.signal(signal.SIGINT, before)

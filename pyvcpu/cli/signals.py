@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # mypy reads this as True
     from typing import NoReturn
 
 IMPATIENT = 3
+INSIST = 0.1  # seconds
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -60,6 +61,41 @@ class Signals:
 
     def __exit__(self, *exc: object) -> None:
         self._open = False
+
+
+class Awake:
+    """Inside, a signal that ends the program ends a wait for keys, too. For the main thread.
+
+    input() waits in C. A signal that comes between Python's last look at signals and that wait does not end it, and
+    would be seen at the next key. So it is sent once more, where it has not ended the `with` by then.
+    """
+
+    def __enter__(self) -> None:
+        import threading
+
+        self._over = threading.Event()
+        self._main = threading.get_ident()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="prompt signals", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        while (number := os.read(self._read, 1)[0]) != 0:
+            if number in (signal.SIGTERM, signal.SIGHUP):
+                if not self._over.wait(INSIST):
+                    signal.pthread_kill(self._main, number)
+                return
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._before)
+        os.write(self._write, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
 
 
 def die_of(number: int) -> NoReturn:
